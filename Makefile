@@ -1,0 +1,57 @@
+# `make` alone lists the targets. A bare machine needs Python 3.11 and make: the first target that needs the environment builds it.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
+# Stamps: what .venv holds is as new as the two files that say what it should hold.
+BASE := .venv/base.stamp
+DEV := .venv/dev.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test check fmt torture bench docs chromium
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+$(BASE): pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) -e '.[dev]'
+	@touch $@ $(BASE)
+
+venv: $(DEV) ## create .venv with everything the tests need
+
+quickstart: $(BASE) ## the whole path on the embedded text and teacher: two students, an evaluation, report.html
+	$(BIN)/predistill quickstart
+
+test: check ## check, then the tests that take seconds
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: $(DEV) ## format, lint, types, floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(DEV) ## format, and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+torture: $(DEV) ## the long kill, flip and soak runs
+	$(BIN)/python -m pytest -q -m slow
+
+bench: $(DEV) ## every script of benchmarks/; each writes its record to benchmarks/results/
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+docs: $(DEV) ## write again the parts of docs/ that are generated from the code
+	@set -e; for script in docs/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+
+chromium: ## a headless browser for the report's tests, where there is none (Debian, as root)
+	@command -v chromium > /dev/null || { \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; }

@@ -1,0 +1,283 @@
+"""The command line: one Typer command a verb. Heavy imports stand inside, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from predistill import __version__
+from predistill.errors import PredistillError, Stopped
+from predistill.terminal import progress
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="predistill",
+    help="Pre-training distillation: a small language model learns from a large one's next-token distributions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+store_app = typer.Typer(help="Look into a teacher store.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
+Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"predistill {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    out: Out = Path("quickstart"),
+    text: Annotated[
+        Path | None, typer.Option(help="Your own text (txt, md, jsonl, parquet) instead of the sample.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of both students.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """The whole path in minutes: text, teacher, store, two students, evaluation, report."""
+    from predistill.stages.quickstart import quickstart as run
+
+    def shown(title: str, unit: str, scale: int = 1) -> Any:
+        return progress(title, unit=unit, scale=scale, quiet=as_json)
+
+    result = run(out, text=text, seed=seed, shown=shown)
+    _print(result, as_json, result["words"])
+
+
+@app.command()
+def prepare(
+    sources: Annotated[list[Path], typer.Argument(help="txt, md, jsonl(.gz/.zst), parquet, or a data set directory.")],
+    out: Out,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a directory that holds it.")] = None,
+    train_tokenizer: Annotated[
+        int | None, typer.Option(help="Train a byte-level BPE of so many words instead.")
+    ] = None,
+    row_len: Annotated[int, typer.Option(help="Tokens of a row.")] = 256,
+    held_out: Annotated[float, typer.Option(help="Share of the documents held out.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Seed of the documents' order.")] = 0,
+    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    document_mask: Annotated[bool, typer.Option("--document-mask", help="Attention stays within a document.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad documents out, and count them.")] = False,
+    processes: Annotated[int | None, typer.Option(help="Worker processes; default: one a core.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Text to corpus rows: tokenised, packed, split, in a fixed random order."""
+    from predistill.stages.prepare import prepare as run
+
+    with progress("prepare", unit="bytes", quiet=as_json) as advance:
+        summary = run(
+            sources,
+            out=out,
+            tokenizer=tokenizer,
+            train_tokenizer=train_tokenizer,
+            row_len=row_len,
+            held_out=held_out,
+            seed=seed,
+            text_field=text_field,
+            skip_bad=skip_bad,
+            document_mask=document_mask,
+            processes=processes,
+            overwrite=overwrite,
+            on_progress=advance,
+        )
+    _print(summary, as_json, _table(summary))
+
+
+@app.command()
+def capture(
+    teacher: Annotated[Path, typer.Option(help="Hugging Face directory, .gguf file, or a finished run.")],
+    corpus: Annotated[Path, typer.Option(help="Corpus made by `predistill prepare` with the teacher's tokenizer.")],
+    out: Out,
+    split: Annotated[str, typer.Option(help="train or held_out.")] = "train",
+    top_p: Annotated[float | None, typer.Option(help="Keep the smallest set with at least this mass ...")] = None,
+    top_k: Annotated[int | None, typer.Option(help="... and at most so many words.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Random draws instead, with replacement.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the teacher: fp32, bf16 or fp16.")] = "fp32",
+    as_json: Json = False,
+) -> None:
+    """A teacher's distributions over a corpus, into a store. Run it again after a kill: it goes on where it was."""
+    from predistill.stages.capture import capture as run
+    from predistill.stages.capture import truncation_from_flags
+
+    truncation = truncation_from_flags(top_p=top_p, top_k=top_k, draws=draws)
+    with progress("capture", unit="rows", quiet=as_json) as advance:
+        store = run(
+            teacher, corpus=corpus, out=out, truncation=truncation, split=split, dtype=dtype, on_progress=advance
+        )
+    facts = {**store.totals, "bytes_per_token": store.totals["bytes"] / max(store.totals["positions"], 1)}
+    _print(facts, as_json, _table(facts))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/nano/pd.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/NAME.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and stop.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """A student from a recipe. Run it again after a stop: it goes on where it was."""
+    from predistill.recipe import read_recipe
+    from predistill.runs import remove_run
+    from predistill.stages.inputs import open_inputs
+    from predistill.stages.train import train as run
+
+    chosen = read_recipe(recipe, overrides or [])
+    out = out or Path("runs") / chosen.name
+    if dry_run:
+        sizes = open_inputs(chosen).sizes(chosen)
+        _print({"recipe": chosen.resolved(), **sizes}, as_json, _table(sizes))
+        return
+    if overwrite:
+        remove_run(out)
+    with progress("train", unit="steps", quiet=as_json) as advance:
+
+        def on_record(record: Any) -> None:
+            if record["kind"] == "step":
+                note = f"loss {record['loss']:.3f}  lr {record['lr']:.1e}  {record['tokens_per_s']:,.0f} tokens/s"
+                advance(record["step"], chosen.steps, note)
+
+        finished = run(chosen, out=out, on_record=on_record)
+    facts = {"run": str(finished.path), **(finished.done or {})}
+    _print(facts, as_json, _table(facts))
+
+
+@app.command()
+def evaluate(
+    run_or_model: Annotated[Path, typer.Argument(help="A finished run, or a model directory.")],
+    tasks: Annotated[str, typer.Option(help="heldout.")] = "heldout",
+    corpus: Annotated[Path | None, typer.Option(help="Corpus whose held-out rows to use; default: the run's.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Teacher to compare with, over its whole vocabulary.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Held-out loss, bits a byte, calibration, distance to the teacher."""
+    from predistill.stages.evaluate import evaluate as run
+
+    with progress("evaluate", unit="rows", quiet=as_json) as advance:
+        record = run(run_or_model, tasks=tasks, corpus=corpus, teacher=teacher, limit=limit, on_progress=advance)
+    heldout = dict(record["heldout"])
+    _print(record, as_json, _table(heldout | {f"teacher_{k}": v for k, v in (heldout.pop("teacher") or {}).items()}))
+
+
+@app.command()
+def generate(
+    run_or_model: Annotated[Path, typer.Argument(help="A finished run, or a model directory.")],
+    prompt: Annotated[str, typer.Argument(help="Text to go on from; empty: a new document.")] = "",
+    tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest word each time.")] = 0.8,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """See the student write."""
+    from predistill.stages.generate import generate as run
+
+    text = run(run_or_model, prompt, tokens=tokens, temperature=temperature, seed=seed)
+    _print({"prompt": prompt, "text": text}, as_json, prompt + text)
+
+
+@app.command()
+def report(
+    paths: Annotated[list[Path], typer.Argument(help="Runs, or directories of runs.")],
+    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first path.")] = None,
+    as_json: Json = False,
+) -> None:
+    """One self-contained page about runs: curves, table, store, samples."""
+    from predistill.stages.report import report as run
+
+    page = run(paths, out=out)
+    _print({"page": str(page)}, as_json, f"{page}")
+
+
+@app.command()
+def runs(
+    path: Annotated[Path, typer.Argument(help="Directory to look in.")] = Path("runs"), as_json: Json = False
+) -> None:
+    """The runs below a directory, and how far each is."""
+    from predistill.runs import find_runs
+
+    found = [_run_line(run) for run in find_runs(path)]
+    lines = [f"{line['run']}  {line['step']:,} of {line['steps']:,} steps  {line['state']}" for line in found]
+    _print({"runs": found}, as_json, "\n".join(lines) or f"{path}: no runs here. `predistill train` makes one.")
+
+
+@store_app.command("inspect")
+def store_inspect(path: Path, as_json: Json = False) -> None:
+    """Where a store's bytes go, and what it holds."""
+    from predistill.store import Store
+
+    store = Store(path)
+    facts = {**store.totals, **{f"bytes_{name}": size for name, size in store.bytes_by_stream().items()}}
+    facts |= store.manifest["self_test"]
+    _print({**facts, "manifest": store.manifest}, as_json, _table(facts))
+
+
+@store_app.command("verify")
+def store_verify(path: Path, as_json: Json = False) -> None:
+    """Compare every checksum of a store."""
+    from predistill.store import Store
+
+    store = Store(path)
+    store.verify()
+    _print({"rows": len(store), "intact": True}, as_json, f"{path}: {len(store):,} rows, every checksum matches.")
+
+
+def main() -> None:
+    """Run the command line: exit 0 done, 2 the user must change something, 3 stopped and saved, 1 our bug."""
+    try:
+        app()
+    except Stopped as stopped:
+        Console(stderr=True, soft_wrap=True).print(str(stopped), markup=False, highlight=False)
+        sys.exit(3)
+    except PredistillError as error:
+        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted. What was whole is saved; run the same command again to go on.")
+        sys.exit(3)
+
+
+def _run_line(run: Any) -> dict[str, Any]:
+    metrics, environment = run.metrics(), run.environment
+    step = metrics[-1]["step"] if metrics else 0
+    state = "done" if run.done else "not finished"
+    return {"run": str(run.path), "step": step, "steps": environment.get("steps", 0), "state": state}
+
+
+def _print(facts: dict[str, Any], as_json: bool, words: str) -> None:
+    print(json.dumps(facts, ensure_ascii=False, default=str) if as_json else words)
+
+
+def _table(facts: dict[str, Any]) -> str:
+    """Names and values, one a line, numbers grouped."""
+    rows = [(key.replace("_", " "), value) for key, value in _flat(facts) if value is not None]
+    width = max((len(key) for key, _ in rows), default=0)
+    return "\n".join(f"{key:<{width}}  {_number(value)}" for key, value in rows)
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in facts.items():
+        pairs += _flat(value, f"{prefix}{key} ") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,57 @@
+"""Writing so that a kill at any moment leaves either the old file or the new one, and reading what was sealed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+__all__ = ["fsync_dir", "read_sealed_json", "write_atomic", "write_sealed_json"]
+
+
+def fsync_dir(path: Path) -> None:
+    """Make a rename inside `path` durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to a temporary name, fsync, rename, fsync the directory."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_dir(path.parent)
+
+
+def write_sealed_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` with a CRC32C over its own canonical bytes under the key `crc32c`."""
+    assert "crc32c" not in content
+    write_atomic(path, (json.dumps({**content, "crc32c": _crc(content)}, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed_json` wrote.
+
+    Raises `ValueError` (one clause, no path) when it is not JSON or its CRC32C does not match: a damaged file.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"not readable as JSON ({error})") from None
+    if not isinstance(content, dict) or content.pop("crc32c", None) != _crc(content):
+        raise ValueError("its checksum does not match its content")
+    return content
+
+
+def _crc(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    return f"{google_crc32c.value(canonical):08x}"

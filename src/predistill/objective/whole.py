@@ -1,0 +1,107 @@
+"""The teacher's whole distribution, a few positions at a time: what every truncation starts from.
+
+N positions  C positions worked on at once  V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from predistill.errors import TeacherError
+from predistill.objective.targets import SparseTargets
+
+__all__ = ["Whole", "by_rows"]
+
+CHUNK_ELEMENTS = 1 << 20  # of [C, V]: the temporaries stay in cache
+
+
+class Whole(NamedTuple):
+    """A float32 distribution over the full vocabulary, and what targets tell of it."""
+
+    logprob_CV: Tensor
+    prob_CV: Tensor
+    entropy_C: Tensor
+    logit_std_C: Tensor
+    label_logprob_C: Tensor | None
+
+    def targets(
+        self,
+        *,
+        ids_CK: Tensor,
+        logprob_CK: Tensor | None = None,
+        weight_CK: Tensor | None = None,
+        log_rest_C: Tensor | None = None,
+        lse_tau_C: Tensor | None = None,
+        draws: int | None = None,
+    ) -> SparseTargets:
+        """Targets that keep these entries."""
+        return SparseTargets(
+            ids_NK=ids_CK,
+            logprob_NK=logprob_CK,
+            weight_NK=weight_CK,
+            log_rest_N=log_rest_C,
+            entropy_N=self.entropy_C,
+            logit_std_N=self.logit_std_C,
+            label_logprob_N=self.label_logprob_C,
+            lse_tau_N=lse_tau_C,
+            draws=draws,
+        )
+
+
+def by_rows(
+    keep: Callable[[Whole, slice], SparseTargets], logit_NV: Tensor, label_N: Tensor | None = None
+) -> SparseTargets:
+    """`keep` over a few positions at a time, its targets put together. Works in float32.
+
+    Logits of -inf rule an id out. Raises TeacherError for logits that are NaN or +inf, or all -inf.
+    """
+    step = max(1, CHUNK_ELEMENTS // max(1, logit_NV.shape[1]))
+    with torch.no_grad():
+        parts = [
+            keep(_whole(logit_NV[rows].float(), None if label_N is None else label_N[rows]), rows)
+            for rows in (slice(start, start + step) for start in range(0, max(1, len(logit_NV)), step))
+        ]
+    return parts[0] if len(parts) == 1 else _concatenate(parts)
+
+
+def _whole(logit_CV: Tensor, label_C: Tensor | None) -> Whole:
+    logprob_CV = torch.log_softmax(logit_CV, dim=1)
+    prob_CV = logprob_CV.exp()
+    entropy_C = -(prob_CV * logprob_CV).sum(dim=1)
+    finite_CV, columns = logprob_CV, torch.tensor(logprob_CV.shape[1])
+    if bool(entropy_C.isnan().any()):  # 0 * -inf: some ids are ruled out, and count neither here nor in the spread
+        ruled_out_CV = logprob_CV == -torch.inf
+        finite_CV, columns = logprob_CV.masked_fill(ruled_out_CV, 0.0), (~ruled_out_CV).sum(dim=1)
+        entropy_C = -(prob_CV * finite_CV).sum(dim=1)
+        if bool(entropy_C.isnan().any()):
+            raise TeacherError(
+                "The teacher gives logits that are no distribution (NaN or infinite). "
+                "Check its weights, or run it in float32 or bfloat16 rather than float16."
+            )
+    mean_C = finite_CV.sum(dim=1) / columns
+    variance_C = finite_CV.square().sum(dim=1) / columns - mean_C.square()
+    label_logprob_C = None
+    if label_C is not None:
+        label_logprob_C = logprob_CV.gather(1, label_C.clamp(min=0)[:, None])[:, 0]
+    return Whole(logprob_CV, prob_CV, entropy_C, variance_C.clamp(min=0).sqrt(), label_logprob_C)
+
+
+def _concatenate(parts: list[SparseTargets]) -> SparseTargets:
+    """The parts one after the other, padded to the longest position."""
+    width = max(part.ids_NK.shape[1] for part in parts)
+
+    def joined(name: str) -> Tensor | int | None:
+        values = [getattr(part, name) for part in parts]
+        if not isinstance(values[0], Tensor):
+            return values[0]  # type: ignore[no-any-return]
+        if values[0].dim() == 2:
+            values = [pad(value, (0, width - value.shape[1]), value=-1 if name == "ids_NK" else 0) for value in values]
+        return torch.cat(values)
+
+    return SparseTargets(**{field.name: joined(field.name) for field in fields(SparseTargets)})  # type: ignore[arg-type]

@@ -1,0 +1,226 @@
+"""The composed, validated recipe: the only place that sees every choice of a run.
+
+`read_recipe` turns YAML plus `key=value` overrides into a `Recipe`, or raises one clear sentence. What a recipe says is
+checked here, before any file of a corpus or store is opened; `stages.train` then checks it against those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from predistill.errors import RecipeError, did_you_mean
+from predistill.objective import (
+    KLD,
+    All,
+    Constant,
+    Loss,
+    Positions,
+    Renormalise,
+    Schedule,
+    Static,
+    Tail,
+    Temperature,
+    TopPK,
+    Truncation,
+    check_combination,
+)
+
+__all__ = ["CorpusEntry", "OptimizerChoice", "Recipe", "StudentChoice", "TeacherChoice", "read_recipe"]
+
+
+def _count(value: Any) -> Any:
+    """`1M` -> 1,000,000; K, M, B, T are powers of a thousand."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([KMBT])", value.strip()) if isinstance(value, str) else None
+    return round(float(match[1]) * 1000 ** ("KMBT".index(match[2]) + 1)) if match else value
+
+
+def _cadence(value: Any) -> Any:
+    """`5%` -> 0.05 of the run; a whole number = every so many steps."""
+    return float(value.strip()[:-1]) / 100 if isinstance(value, str) and value.strip().endswith("%") else value
+
+
+Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
+Cadence = Annotated[int | float | None, BeforeValidator(_cadence)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusEntry(_Strict):
+    """A corpus of the mixture, and the store of the teacher's distributions over its training rows."""
+
+    path: str
+    weight: float = Field(default=1.0, gt=0)
+    store: str | None = None
+
+
+class StudentChoice(_Strict):
+    """The student's architecture, and the run or model whose weights it starts from (null: from scratch)."""
+
+    preset: str = "nano-s"
+    from_: str | None = Field(default=None, alias="from")
+
+
+class TeacherChoice(_Strict):
+    """Where targets come from: nowhere (LM alone), or the stores of the corpus entries."""
+
+    kind: Literal["none", "stored"] = "none"
+
+
+class OptimizerChoice(_Strict):
+    """AdamW; weight decay on matrices only; `clip` bounds the global gradient norm (null: off)."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
+
+
+class Recipe(_Strict):
+    """Everything that a run is made from; see docs/design.md section 6."""
+
+    name: str = "run"
+    seed: int = Field(default=0, ge=0)
+    corpus: tuple[CorpusEntry, ...] = Field(min_length=1)
+    student: StudentChoice = StudentChoice()
+    teacher: TeacherChoice = TeacherChoice()
+    truncation: Truncation = TopPK(p=0.95, k=100)
+    temperature: Temperature = Static()
+    tail: Tail = Renormalise()
+    loss: Loss = KLD()
+    positions: Positions = All()
+    alpha: Schedule = Constant(value=0.9)
+    lr: Schedule
+    optimizer: OptimizerChoice = OptimizerChoice()
+    tokens: Count
+    batch_tokens: Count
+    micro_batch_rows: int = Field(default=16, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    evaluate_every: Cadence = 0.05
+    checkpoint_every: Cadence = 0.1
+    keep: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.teacher.kind == "none":
+            return self
+        check_combination(loss=self.loss, tail=self.tail, temperature=self.temperature, truncation=self.truncation)
+        for entry in self.corpus:
+            if entry.store is None:
+                raise RecipeError(
+                    f"teacher.kind is stored, and corpus {entry.path} names no store. "
+                    "Capture one with `predistill capture`, and name it as corpus[].store."
+                )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: ceil(tokens / batch_tokens)."""
+        return math.ceil(self.tokens / self.batch_tokens)
+
+    def every(self, cadence: int | float | None) -> int | None:
+        """A cadence in steps: a share of the run when below 1 (at least one step), or the number itself."""
+        return None if cadence is None else max(1, round(cadence * self.steps)) if cadence < 1 else round(cadence)
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe as plain data, with every default filled in: what a run directory keeps."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def read_recipe(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML file (or of plain data), with overrides such as `lr.peak=1e-3` or `alpha.kind=wsd`.
+
+    Raises RecipeError: which key, what was found, what is allowed.
+    """
+    where = "recipe" if isinstance(source, dict) else str(source)
+    content = source if isinstance(source, dict) else _load(Path(source))
+    for override in overrides:
+        content = _overridden(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_sentence(error)}") from None
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe. Examples are in recipes/nano/.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML: {str(error).replace(chr(10), ' ')}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, such as `tokens: 1M`.")
+    return content
+
+
+def _overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f'"{override}" is not key=value. Write, for example, lr.peak=1e-3.')
+    value = yaml.safe_load(text)
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+e[+-]?[0-9]+", value):
+        value = float(value)  # YAML 1.1 reads 1e-3 as a string
+
+    def put(node: Any, names: list[str]) -> Any:
+        if not names:
+            return value
+        if isinstance(node, list) and names[0].isdigit() and int(names[0]) < len(node):
+            return [put(item, names[1:]) if str(i) == names[0] else item for i, item in enumerate(node)]
+        if isinstance(node, list):
+            raise RecipeError(
+                f"{key}: {names[0]} is not an index of a list of {len(node)}. Write, for example, corpus.0.path=..."
+            )
+        if names == ["kind"] and isinstance(node, dict) and node.get("kind") != value:
+            return {"kind": value}  # another kind: the fields of the old one do not apply
+        node = node if isinstance(node, dict) else {}
+        return {**node, names[0]: put(node.get(names[0]), names[1:])}
+
+    return put(content, key.split("."))  # type: ignore[no-any-return]
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first of pydantic's findings, in our words."""
+    first = error.errors()[0]
+    places = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    kind, context = first["type"], first.get("ctx", {})
+    if kind == "union_tag_invalid":
+        choices = [choice.strip(" '") for choice in context["expected_tags"].split(",")]
+        tag = str(context["tag"])
+        return f'{".".join(places)}.kind is "{tag}"{did_you_mean(tag, choices) or "."} One of {", ".join(choices)}.'
+    if kind == "union_tag_not_found":
+        return f"{'.'.join(places)}: no kind. Write, for example, {places[-1]}: {{kind: ...}}."
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        fields = _fields_at(first["loc"][:-1])
+        hint = did_you_mean(places[-1], fields) or "."
+        return f"{'.'.join(places)} is not a known key{hint} One of {', '.join(fields)}."
+    if kind == "missing":
+        return f"{'.'.join(places)} is missing."
+    if kind == "value_error":
+        return f"{'.'.join(places)}: {context['error']}".removeprefix(": ")
+    return f"{'.'.join(places)} is {first['input']!r}: {first['msg'].lower()}."
+
+
+def _fields_at(place: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed at `place`: a path of field names, list indices and kinds through the recipe's types."""
+    here: Any = Recipe
+    for part in place:
+        if isinstance(part, int):
+            here = get_args(here)[0]
+        elif hasattr(here, "model_fields"):
+            here = next(f.annotation for name, f in here.model_fields.items() if part in (name, f.alias))
+        else:
+            here = next(option for option in get_args(here) if option.kind == part)
+    if hasattr(here, "model_fields"):
+        return [field.alias or name for name, field in here.model_fields.items()]
+    return [field.name for field in dataclasses.fields(here)]

@@ -1,0 +1,245 @@
+"""Where lines, ticks, dots and labels stand, as percentages of a plot: what `chart.svg.j2` draws.
+
+Percentages, because a figure then keeps its type size and its line width while it stretches from a phone to a desk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from predistill.report.numbers import count
+
+__all__ = [
+    "Chart",
+    "Entry",
+    "Line",
+    "Points",
+    "Strip",
+    "along",
+    "line_chart",
+    "padded",
+    "series",
+    "shortened",
+    "smooth",
+    "thinned",
+    "ticks",
+]
+
+Points = list[tuple[float, float]]
+_LABEL_CHARS = 13  # what a phone has room for beside a plot
+_LABEL_GAP = 7.0  # per cent of the lowest plot's height: a line of type
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A drawn line: an SVG path in a 100 by 100 box, its colour, and `strong` or `faint`."""
+
+    path: str
+    colour: str
+    weight: str
+    dash: bool = False
+
+
+@dataclass(frozen=True)
+class Label:
+    """Text at a line's end: `at` is its height, `end` where the line ends, `full` the text before it was shortened."""
+
+    at: float
+    end: tuple[float, float]
+    text: str
+    full: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """Curves of one recipe, in data units, with one label at their end; no text, no label."""
+
+    text: str
+    full: str
+    colour: str
+    curves: tuple[Points, ...]
+    dash: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over tokens."""
+
+    id: str
+    title: str
+    unit: str
+    description: str
+    note: str
+    x: tuple[Tick, ...]
+    y: tuple[Tick, ...]
+    curves: tuple[Curve, ...]
+    labels: tuple[Label, ...]
+    zero: float | None
+
+    @property
+    def label_chars(self) -> int:
+        """Characters of the longest label: the room at the right."""
+        return max((len(label.text) for label in self.labels), default=0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a strip: a name, a value (and `aside`, where there is room), and a bar, or dots with an interval."""
+
+    name: str
+    value: str
+    colour: str
+    aside: str = ""
+    bar: float | None = None
+    dots: tuple[float, ...] = ()
+    mean: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Named lines one below the other, over a common axis."""
+
+    id: str
+    title: str
+    unit: str
+    note: str
+    entries: tuple[Entry, ...]
+    x: tuple[Tick, ...] = ()
+    zero: float | None = None
+
+    @property
+    def description(self) -> str:
+        """What a reader who does not see the figure hears."""
+        return "; ".join(f"{entry.name}: {entry.value}{entry.aside}" for entry in self.entries)
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    id: str,
+    title: str,
+    unit: str,
+    note: str,
+    bounds: tuple[float, float],
+    y_text: Callable[[float, int], str],
+    y_ticks: int = 5,
+    behind: Sequence[tuple[str, Points]] = (),
+    zero: bool = False,
+) -> Chart:
+    """`lines` over tokens, from 0 to the last point of any; `y_text(value, digits)` writes a tick.
+
+    `behind` are faint curves without a label, each with its colour; `zero` draws the line at 0.
+    """
+    last = max(x for line in lines for curve in line.curves for x, _ in curve)
+    curves = [_drawn(points, last, bounds, colour, "faint") for colour, points in behind if len(points) > 1]
+    labels, said = [], []
+    for line in lines:
+        curves += [_drawn(points, last, bounds, line.colour, "strong", dash=line.dash) for points in line.curves]
+        end = max(points[-1][0] for points in line.curves)
+        value = fmean(points[-1][1] for points in line.curves if points[-1][0] == end)
+        said.append(f"{line.full} ends at {value:.4g}")
+        if line.text:
+            place = (round(100 * end / last, 2), min(max(_down(value, bounds), 0.0), 100.0))
+            labels.append(Label(place[1], place, shortened(line.text, _LABEL_CHARS), line.full, line.colour))
+    return Chart(
+        id=id,
+        title=title,
+        unit=unit,
+        description=f"{unit}, over {count(last)} tokens: {'; '.join(said)}.",
+        note=note,
+        x=ticks((0.0, last), 4, lambda x, _: count(x)),
+        y=ticks(bounds, y_ticks, y_text, vertical=True),
+        curves=tuple(curves),
+        labels=_spread(labels),
+        zero=_down(0.0, bounds) if zero else None,
+    )
+
+
+def ticks(
+    bounds: tuple[float, float], about: int, text: Callable[[float, int], str], *, vertical: bool = False
+) -> tuple[Tick, ...]:
+    """About so many round numbers, 1, 2, 2.5 or 5 times a power of ten apart; `text(value, digits that they need)`."""
+    low, high = bounds
+    raw = (high - low) / about
+    power = math.floor(math.log10(raw))
+    factor = min((1, 2, 2.5, 5, 10), key=lambda factor: abs(math.log10(factor) + power - math.log10(raw)))
+    step, digits = factor * 10.0**power, max(0, -power + (factor == 2.5) - (factor == 10))
+    marks = [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return tuple(Tick(_down(mark, bounds) if vertical else along(mark, bounds), text(mark, digits)) for mark in marks)
+
+
+def along(value: float, bounds: tuple[float, float]) -> float:
+    """A value's place from the left, in per cent."""
+    return round(100 * (value - bounds[0]) / (bounds[1] - bounds[0]), 2)
+
+
+def padded(values: Iterable[float]) -> tuple[float, float]:
+    """Bounds around finite values with a little air, never of no height."""
+    values = list(values)
+    low, high = min(values), max(values)
+    air = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - air, high + air
+
+
+def series(lines: Iterable[Mapping[str, Any]], key: str) -> Points:
+    """(tokens, value) of the metrics that have a finite value at `key`."""
+    found = [(float(line["tokens"]), line.get(key)) for line in lines]
+    return [(x, float(y)) for x, y in found if isinstance(y, int | float) and math.isfinite(y)]
+
+
+def smooth(points: Points, stretches: int = 80) -> Points:
+    """Means over so many equal stretches of tokens."""
+    parts: dict[int, Points] = {}
+    for x, y in points:
+        parts.setdefault(min(int(stretches * x / points[-1][0]), stretches - 1), []).append((x, y))
+    return [(fmean(x for x, _ in part), fmean(y for _, y in part)) for part in parts.values()]
+
+
+def thinned(points: Points, most: int = 200) -> Points:
+    """At most so many of the points (and the last), evenly taken."""
+    return [*points[: -1 : math.ceil(len(points) / most)], points[-1]] if points else []
+
+
+def _drawn(
+    points: Points, last: float, bounds: tuple[float, float], colour: str, weight: str, *, dash: bool = False
+) -> Curve:
+    """Points in data units as a path; what is far outside is held near the frame, which cuts it."""
+    steps = (f"{100 * x / last:.2f} {min(max(_down(y, bounds), -999.0), 999.0):.2f}" for x, y in points)
+    return Curve("M" + "L".join(steps), colour, weight, dash)
+
+
+def _down(value: float, bounds: tuple[float, float]) -> float:
+    """A value's place from the top, in per cent."""
+    return round(100 * (bounds[1] - value) / (bounds[1] - bounds[0]), 2)
+
+
+def _spread(labels: Sequence[Label]) -> tuple[Label, ...]:
+    """Labels moved apart so that none covers another, the lowest no lower than the frame."""
+    placed: list[Label] = []
+    for label in sorted(labels, key=lambda label: label.at):
+        placed.append(replace(label, at=max(label.at, placed[-1].at + _LABEL_GAP) if placed else label.at))
+    limit = 100.0
+    for i in reversed(range(len(placed))):
+        placed[i] = replace(placed[i], at=round(min(placed[i].at, limit), 2))
+        limit = placed[i].at - _LABEL_GAP
+    return tuple(placed)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or its two ends."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"

@@ -1,0 +1,226 @@
+"""One run as the report reads it: every file once, every key checked here, so that the rest may rely on them.
+
+Nothing is guessed: what a run has not measured is None, and a run that has not ended is shown as unfinished.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from predistill.errors import RunError
+from predistill.runs import Run
+
+__all__ = ["Capture", "Record", "StoreUse", "read_record"]
+
+State = Literal["finished", "diverged", "not evaluated", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a teacher's pass over a corpus took, from the store's capture.json."""
+
+    command: str
+    seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class StoreUse:
+    """A teacher store that a run read: its totals, where its bytes went, and its capture while the store is there."""
+
+    path: str
+    positions: int
+    entries: int
+    bytes_by_stream: Mapping[str, int]
+    vocabulary: int | None
+    capture: Capture | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run's records. Losses in nats, times in seconds, shares as fractions; None = not measured."""
+
+    path: Path
+    name: str
+    seed: int
+    distilled: bool
+    recipe: Mapping[str, Any]
+    corpora: tuple[str, ...]
+    state: State
+    tokens: int
+    planned_tokens: int
+    steps: tuple[Mapping[str, Any], ...]
+    heldouts: tuple[Mapping[str, Any], ...]
+    heldout_tokens: int | None
+    loss_nats: float | None
+    bits_per_byte: float | None
+    ece: float | None
+    accuracy: float | None
+    teacher: str | None
+    teacher_loss_nats: float | None
+    kl_nats: float | None
+    agreement: float | None
+    samples: tuple[tuple[str, str], ...]
+    train_seconds: float | None
+    flops: float | None
+    parameters: int | None
+    train_command: str | None
+    evaluate_command: str | None
+    stores: tuple[StoreUse, ...]
+    versions: Mapping[str, Any]
+    machine: Mapping[str, Any]
+
+
+class _Reader:
+    """One JSON object of a run; a key that is missing or of another type is a RunError that names file and key."""
+
+    def __init__(self, path: Path, content: Any) -> None:
+        self.path, self.content = path, content
+
+    def get(self, dotted: str, kind: Callable[[Any], Any]) -> Any:
+        """The value at `a.b.c` through `kind`; None where the file, the key or the value is absent."""
+        value = self.content
+        for key in dotted.split("."):
+            if value is not None and not isinstance(value, Mapping):
+                raise RunError(
+                    f"{self.path}: {dotted} is not where it should be. Write this file again with its command."
+                )
+            value = None if value is None else value.get(key)
+        if value is None:
+            return None
+        try:
+            return kind(value)
+        except (TypeError, ValueError, KeyError, AttributeError):
+            shown = str(value)[:40]
+            raise RunError(
+                f"{self.path}: {dotted} cannot be {shown}. Write this file again with its command."
+            ) from None
+
+    def need(self, dotted: str, kind: Callable[[Any], Any]) -> Any:
+        """As `get`, for a key that must be there."""
+        value = self.get(dotted, kind)
+        if value is None:
+            raise RunError(f"{self.path}: no {dotted}. Write this file again with its command.")
+        return value
+
+
+def read_record(run: Run) -> Record:
+    """Every record of one run directory. Raises RunError naming the file that is broken."""
+    try:
+        recipe = run.recipe
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"{run.path / 'recipe.yaml'}: not readable as YAML ({reason}). Train into a new directory."
+        ) from None
+    try:
+        metrics = run.metrics()
+    except ValueError as error:
+        raise RunError(
+            f"{run.path / 'metrics.jsonl'}: a line is not JSON ({error}). Train into a new directory."
+        ) from None
+    asked = _Reader(run.path / "recipe.yaml", recipe)
+    environment = _Reader(run.path / "environment.json", run.environment)
+    evaluation = _Reader(run.path / "evaluation.json", run.evaluation)
+    done = _Reader(run.path / "DONE", run.done)
+
+    lines = [_Reader(run.path / "metrics.jsonl", line) for line in metrics]
+    for line in lines:
+        line.need("tokens", int)
+        line.need("kind", str)
+    last_tokens = max((line.content["tokens"] for line in lines), default=0)
+    measured = done.content is not None and evaluation.content is not None
+    loss_nats = evaluation.need("heldout.loss_nats", float) if measured else None
+    return Record(
+        path=run.path,
+        name=asked.get("name", str) or run.path.name,
+        seed=asked.need("seed", int),
+        distilled=asked.get("teacher.kind", str) not in (None, "none"),
+        recipe=recipe,
+        corpora=environment.get("inputs.corpus", _fingerprints) or (),
+        state=_state(done=done.content is not None, loss_nats=loss_nats),
+        tokens=done.get("tokens", int) or last_tokens,
+        planned_tokens=(environment.get("steps", int) or 0) * (environment.get("batch_tokens", int) or 0)
+        or asked.need("tokens", int),
+        steps=tuple(line.content for line in lines if line.content["kind"] == "step"),
+        heldouts=tuple(line.content for line in lines if line.content["kind"] == "heldout"),
+        heldout_tokens=evaluation.need("heldout.tokens", int) if measured else None,
+        loss_nats=loss_nats,
+        bits_per_byte=evaluation.get("heldout.bits_per_byte", float) if measured else None,
+        ece=evaluation.get("heldout.ece", float) if measured else None,
+        accuracy=evaluation.get("heldout.accuracy", float) if measured else None,
+        teacher=evaluation.get("heldout.teacher.name", str) if measured else None,
+        teacher_loss_nats=evaluation.get("heldout.teacher.loss_nats", float) if measured else None,
+        kl_nats=evaluation.get("heldout.teacher.kl_nats", float) if measured else None,
+        agreement=evaluation.get("heldout.teacher.agreement", float) if measured else None,
+        samples=(evaluation.get("samples", _samples) or ()) if measured else (),
+        train_seconds=done.get("seconds", float),
+        flops=done.get("flops", float),
+        parameters=environment.get("parameters", int),
+        train_command=environment.get("command", str),
+        evaluate_command=evaluation.get("command", str),
+        stores=tuple(
+            _store(store, run.path, environment.path) for store in environment.get("inputs.store", _mappings) or ()
+        ),
+        versions=environment.get("versions", dict) or {},
+        machine=environment.get("machine", dict) or {},
+    )
+
+
+def _state(*, done: bool, loss_nats: float | None) -> State:
+    if not done:
+        return "unfinished"
+    if loss_nats is None:
+        return "not evaluated"
+    return "finished" if math.isfinite(loss_nats) else "diverged"
+
+
+def _store(content: Mapping[str, Any], run: Path, file: Path) -> StoreUse:
+    store = _Reader(file, content)
+    path = store.need("path", str)
+    return StoreUse(
+        path=path,
+        positions=store.need("totals.positions", int),
+        entries=store.need("totals.entries", int),
+        bytes_by_stream=store.need("bytes_by_stream", _byte_counts),
+        vocabulary=store.get("manifest.tokenizer.V", int),
+        capture=_capture(path, run),
+    )
+
+
+def _capture(store: str, run: Path) -> Capture | None:
+    """A store's path is as the trainer was given it: from the directory it worked in, most likely one above the run."""
+    for root in (Path(), *run.resolve().parents):
+        file = root / store / "capture.json"
+        if file.exists():
+            try:
+                content = _Reader(file, json.loads(file.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise RunError(f"{file}: not readable as JSON ({error}). Seal the store again.") from None
+            return Capture(content.need("command", str), content.need("seconds", float), content.need("tokens", int))
+    return None
+
+
+def _mappings(value: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise TypeError
+    return list(value)
+
+
+def _fingerprints(value: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(str(corpus["fingerprint"]) for corpus in _mappings(value))
+
+
+def _samples(value: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+    return tuple((str(sample["prompt"]), str(sample["text"])) for sample in _mappings(value))
+
+
+def _byte_counts(value: Mapping[str, Any]) -> dict[str, int]:
+    return {str(stream): int(count) for stream, count in value.items()}

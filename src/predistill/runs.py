@@ -1,0 +1,169 @@
+"""A run directory is the database: what was asked, on what, step by step, and what came out.
+
+recipe.yaml        the resolved recipe
+environment.json   command, versions, machine, fingerprints of the inputs, derived sizes
+metrics.jsonl      one JSON object a line: kind "step" or "heldout"
+checkpoints/       step-00000100/: resumable states, newest last
+model/             the exported student
+evaluation.json    what `evaluate` measured
+DONE               written last: time, tokens, FLOPs
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from predistill.errors import RunError
+from predistill.files import write_atomic
+
+__all__ = ["Metrics", "Run", "find_runs"]
+
+
+class Run:
+    """One run directory; every property reads the file anew, so a run may be watched while it goes on."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "recipe.yaml").exists():
+            raise RunError(f"{self.path}: not a run (no recipe.yaml). Name a directory made by `predistill train`.")
+
+    @classmethod
+    def open(cls, path: str | Path, *, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> Run:
+        """Create the run, or go on with it; refuses a run of another recipe or of other inputs."""
+        path = Path(path)
+        if (path / "recipe.yaml").exists():
+            run = cls(path)
+            _refuse_difference(run, "recipe", run.recipe, recipe)
+            if run._json("environment.json") is not None:
+                _refuse_difference(run, "inputs", run.environment["identity"], environment["identity"])
+        else:
+            if path.exists() and any(path.iterdir()):
+                raise RunError(f"{path}: not empty, and not a run. Name a new directory with --out.")
+            path.mkdir(parents=True, exist_ok=True)
+            write_atomic(
+                path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).encode()
+            )
+            run = cls(path)
+        run.write_json("environment.json", environment)
+        return run
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return str(self.recipe.get("name", self.path.name))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe."""
+        recipe = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        if not isinstance(recipe, dict):
+            raise RunError(f"{self.path / 'recipe.yaml'}: not a recipe. Restore it, or train into another directory.")
+        return recipe
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the run was made on and with; empty before training has started."""
+        return self._json("environment.json") or {}
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """What `evaluate` measured, or None."""
+        return self._json("evaluation.json")
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """Time, tokens and FLOPs of a finished run; None while it goes on."""
+        return self._json("DONE")
+
+    @property
+    def model_path(self) -> Path:
+        """The exported student's directory."""
+        return self.path / "model"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every whole line of metrics.jsonl, in order; a torn last line is left out."""
+        path = self.path / "metrics.jsonl"
+        return _whole_lines(path.read_bytes()) if path.exists() else []
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write one of the run's JSON files, atomically."""
+        write_atomic(self.path / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RunError(f"{path}: not readable as JSON ({error}). Delete it and run the command again.") from None
+        return content
+
+
+class Metrics:
+    """The open metrics.jsonl of a run in training: cut to the step that is resumed, then appended to."""
+
+    def __init__(self, run: Run, *, resume_step: int) -> None:
+        path = run.path / "metrics.jsonl"
+        kept = [line for line in run.metrics() if line["step"] <= resume_step]
+        write_atomic(path, b"".join(map(_line, kept)))
+        self.last = kept[-1] if kept else None
+        self._file: io.BufferedWriter = path.open("ab")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line; visible to readers at once, durable after `sync`."""
+        self._file.write(_line(record))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make every line durable: called before a checkpoint counts as complete."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
+        self._file.close()
+
+
+def find_runs(path: str | Path) -> list[Run]:
+    """`path` itself when it is a run, or else every run below it, by name."""
+    path = Path(path)
+    if (path / "recipe.yaml").exists():
+        return [Run(path)]
+    return [Run(recipe.parent) for recipe in sorted(path.rglob("recipe.yaml"))]
+
+
+def remove_run(path: Path) -> None:
+    """Delete a run directory, after --overwrite asked for it; refuses what is not a run."""
+    if path.exists():
+        Run(path)
+        shutil.rmtree(path)
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+
+
+def _whole_lines(data: bytes) -> list[dict[str, Any]]:
+    whole = data[: data.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _refuse_difference(run: Run, what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    if old == new:
+        return
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    key = keys[0]
+    raise RunError(
+        f"{run.path}: this run has other {what}: {key} was {old.get(key)}, now {new.get(key)}"
+        f"{f' (and {len(keys) - 1} more)' if len(keys) > 1 else ''}. "
+        "Name another --out, or start anew with --overwrite."
+    )

@@ -1,0 +1,65 @@
+"""A student from scratch: a preset or any Hugging Face configuration, initialised from a seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+
+from predistill.errors import RecipeError, did_you_mean
+from predistill.students.presets import PRESETS, Preset
+
+__all__ = ["build_student", "load_model", "student_config"]
+
+
+def student_config(name: str, *, vocab_size: int, row_len: int, end_id: int) -> PretrainedConfig:
+    """The configuration of preset `name`, or of a Hugging Face config.json (file or directory), for a tokenizer.
+
+    `vocab_size`, `row_len` (context, tokens) and `end_id` come from the corpus: they are derived, never asked twice.
+    """
+    if name in PRESETS:
+        return _llama_config(PRESETS[name], vocab_size=vocab_size, row_len=row_len, end_id=end_id)
+    if not Path(name).exists():
+        hint = did_you_mean(name, PRESETS) or "."
+        raise RecipeError(
+            f'student.preset is "{name}"{hint} One of {", ".join(PRESETS)}, or the path of a Hugging Face config.json.'
+        )
+    config: PretrainedConfig = AutoConfig.from_pretrained(name, local_files_only=True)
+    config.vocab_size, config.bos_token_id, config.eos_token_id = vocab_size, end_id, end_id
+    return config
+
+
+def build_student(config: PretrainedConfig, *, seed: int, device: torch.device) -> PreTrainedModel:
+    """A freshly initialised causal model in float32; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.to(device)  # type: ignore[arg-type]  # Transformers declares it for its own wrapper
+    return model
+
+
+def load_model(path: Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model from a local Hugging Face directory (safetensors), or from a .gguf file."""
+    model: PreTrainedModel
+    if path.suffix == ".gguf":
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True)
+    model.to(device)  # type: ignore[arg-type]  # as above
+    return model
+
+
+def _llama_config(preset: Preset, *, vocab_size: int, row_len: int, end_id: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=preset.hidden,
+        intermediate_size=preset.ffn,
+        num_hidden_layers=preset.layers,
+        num_attention_heads=preset.heads,
+        num_key_value_heads=preset.kv_heads,
+        max_position_embeddings=row_len,
+        tie_word_embeddings=preset.tied,
+        bos_token_id=end_id,
+        eos_token_id=end_id,
+    )

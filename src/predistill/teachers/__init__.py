@@ -1,0 +1,1 @@
+"""Where the teacher's distributions come from: a store, or a model at hand."""

@@ -1,0 +1,97 @@
+"""Any number of processes gives the same ids in the same order, and none of them outlives its caller."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from predistill.corpus import workers
+from predistill.corpus.tokenizer import train_bpe
+from predistill.corpus.workers import tokenised
+from predistill.errors import CorpusError
+
+DTYPE = np.dtype("<u2")
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_bpe([b"the cat sat on the mat, and the dog ran after the cat"], vocab_size=270).save(folder)
+    return folder / "tokenizer.json"
+
+
+def made_texts(count: int) -> list[bytes]:
+    draw = random.Random(0)
+    return [" ".join(draw.choices(["the", "cat", "sat", "鸟"], k=draw.randrange(1, 60))).encode() for _ in range(count)]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_any_number_of_processes_gives_the_ids_of_the_tokenizer_in_order(
+    tokenizer_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "BATCH_BYTES", 500)
+    texts = made_texts(300)
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    found = list(tokenised(texts, tokenizer_path=tokenizer_path, id_dtype=DTYPE, processes=processes))
+    assert [text for text, _ in found] == texts
+    for text, ids in found:
+        assert np.frombuffer(ids, DTYPE).tolist() == tokenizer.encode(text.decode()).ids
+    assert psutil.Process().children() == []
+
+
+def test_a_special_token_in_a_text_is_text(tokenizer_path: Path) -> None:
+    text = b"say <|endoftext|> twice"
+    ((_, ids),) = tokenised([text], tokenizer_path=tokenizer_path, id_dtype=DTYPE, processes=1)
+    found = np.frombuffer(ids, DTYPE).tolist()
+    assert 0 not in found
+    assert Tokenizer.from_file(str(tokenizer_path)).decode(found).encode() == text
+
+
+@given(st.text("a鸟🙂\n"), st.integers(4, 20))
+def test_pieces_are_bounded_and_join_to_the_text(text: str, piece_bytes: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "PIECE_BYTES", piece_bytes)
+        pieces = list(workers._pieces(text.encode()))
+    assert "".join(pieces) == text
+    assert max(len(piece.encode()) for piece in pieces) <= piece_bytes
+
+
+def test_a_text_is_cut_after_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PIECE_BYTES", 10)
+    assert list(workers._pieces(b"one\ntwo\nthree\nforever")) == ["one\ntwo\n", "three\n", "forever"]
+
+
+def test_pieces_have_the_ids_of_the_whole(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    text = "The cat sat.\n\n  The mat\nand (the dog)\n ran, 1, 2\n春眠\n\n\n".encode() * 50
+    monkeypatch.setattr(workers, "PIECE_BYTES", 100)
+    assert len(list(workers._pieces(text))) > 20
+    ids = np.frombuffer(workers._encoded(tokenizer, text, DTYPE), DTYPE)
+    assert ids.tolist() == tokenizer.encode(text.decode()).ids
+
+
+def test_a_reader_that_stops_early_leaves_no_process(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "BATCH_BYTES", 500)
+    pairs = tokenised(made_texts(300), tokenizer_path=tokenizer_path, id_dtype=DTYPE, processes=2)
+    next(pairs)
+    assert len(psutil.Process().children()) == 2
+    pairs.close()
+    assert psutil.Process().children() == []
+
+
+def test_a_killed_process_is_an_error_and_not_a_wait(tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "BATCH_BYTES", 500)
+    pairs = tokenised(made_texts(300), tokenizer_path=tokenizer_path, id_dtype=DTYPE, processes=2)
+    next(pairs)
+    for child in psutil.Process().children():
+        child.kill()
+    with pytest.raises(CorpusError, match=r"A tokenising process ended with status -9\. If memory ran short"):
+        list(pairs)
+    assert psutil.Process().children() == []

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from predistill.report.numbers import count, duration, percent, signed
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1536, "1.54k"),
+        (819_200, "819k"),
+        (999_936, "1M"),
+        (1_500_000, "1.5M"),
+        (1e11, "100B"),
+        (2e13, "20T"),
+    ],
+)
+def test_a_count_has_three_digits_and_a_letter(number: float, text: str) -> None:
+    assert count(number) == text
+
+
+def test_a_duration_is_in_the_unit_one_would_say() -> None:
+    said = [duration(seconds).replace("\N{NARROW NO-BREAK SPACE}", " ") for seconds in (3.2, 94, 720, 12_240)]
+    assert said == ["3 s", "94 s", "12 min", "3.4 h"]
+
+
+def test_a_difference_shows_its_sign_unless_it_rounds_to_nothing() -> None:
+    assert [signed(x) for x in (0.25, -0.25, 0.0, -0.0001)] == ["+0.250", "\N{MINUS SIGN}0.250", "0.000", "0.000"]
+
+
+def test_a_share_is_in_per_cent() -> None:
+    assert percent(0.0163) == "1.6\N{NARROW NO-BREAK SPACE}%"
