@@ -47,7 +47,7 @@ torture: $(DEV) ## the long kill, flip and soak runs
 	$(BIN)/python -m pytest -q -m slow
 
 bench: $(DEV) ## every script of benchmarks/; each writes its record to benchmarks/results/
-	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out benchmarks/record.py benchmarks/paired.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
 
 docs: $(DEV) ## write again the parts of docs/ that are generated from the code
 	@set -e; for script in docs/*.py; do echo "$$script"; $(BIN)/python "$$script"; done

@@ -12,25 +12,22 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import psutil
+from record import write_record
 
 from predistill.corpus.text import Documents
-from predistill.files import write_atomic
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("PREDISTILL_DATA", REPOSITORY.parent / "shared" / "data"))
-RECORD = REPOSITORY / "benchmarks" / "results" / "prepare.json"
 SOURCES = [
     DATA / "corpora" / f"en_{name}.jsonl.zst" for name in ("wiki", "books", "textbooks", "factbook", "tinystories")
 ]
@@ -51,17 +48,14 @@ def main() -> None:
             "one": watched(small, small_bytes, folder / "small", tokenizer=tokenizer),
             "ten": watched(large, large_bytes, folder / "large", tokenizer=tokenizer),
         }
-    record = {
-        "command": "python benchmarks/prepare.py",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "vocab_size": VOCAB_SIZE,
-        "runs": {**runs, "ten_training_the_tokenizer": training},
-        "memory_ratio": round(runs["ten"]["peak_mb"] / runs["one"]["peak_mb"], 3),
-    }
-    RECORD.parent.mkdir(exist_ok=True)
-    write_atomic(RECORD, (json.dumps(record, indent=2) + "\n").encode())
-    print(json.dumps(record, indent=2))
+    write_record(
+        "prepare",
+        {
+            "vocab_size": VOCAB_SIZE,
+            "runs": {**runs, "ten_training_the_tokenizer": training},
+            "memory_ratio": round(runs["ten"]["peak_mb"] / runs["one"]["peak_mb"], 3),
+        },
+    )
 
 
 def write_jsonl(path: Path, documents: Iterable[bytes]) -> int:
@@ -104,15 +98,6 @@ def resident_bytes(process: psutil.Process) -> int:
         except psutil.NoSuchProcess:
             continue
     return total
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "cores": os.cpu_count(),
-        "architecture": platform.machine(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("predistill", "tokenizers", "numpy", "zstandard")},
-    }
 
 
 if __name__ == "__main__":

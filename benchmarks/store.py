@@ -9,22 +9,17 @@ model's; the bytes of real teachers stand in the runs that captured them. Times 
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import write_record
 
-from predistill.files import write_atomic
 from predistill.store import RowTargets, Store, StoreWriter
 
-RECORD = Path(__file__).parent / "results" / "store.json"
 ROWS, POSITIONS = 32, 256
 CASES = {  # vocabulary, p, k, standard deviation of the noise
     "top-.95-100 of 2,048": (2048, 0.95, 100, 3.9),
@@ -35,22 +30,8 @@ CASES = {  # vocabulary, p, k, standard deviation of the noise
 
 
 def main() -> None:
-    record = {
-        "command": "OMP_NUM_THREADS=1 python benchmarks/store.py",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": {
-            "cores": os.cpu_count(),
-            "load": round(os.getloadavg()[0], 1),
-            "architecture": platform.machine(),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("predistill", "numpy", "pcodec", "zstandard", "google-crc32c")},
-        },
-        "row_len": POSITIONS,
-        "cases": {name: measured(*case) for name, case in CASES.items()},
-    }
-    RECORD.parent.mkdir(exist_ok=True)
-    write_atomic(RECORD, (json.dumps(record, indent=2) + "\n").encode())
-    print(json.dumps(record, indent=2))
+    cases = {name: measured(*case) for name, case in CASES.items()}
+    write_record("store", {"load": round(os.getloadavg()[0], 1), "row_len": POSITIONS, "cases": cases})
 
 
 def measured(vocabulary: int, p: float, k: int, noise: float) -> dict[str, Any]:

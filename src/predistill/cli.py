@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +14,7 @@ from rich.console import Console
 
 from predistill import __version__
 from predistill.errors import PredistillError, Stopped
+from predistill.memory import keep_freed_memory
 from predistill.terminal import progress
 
 __all__ = ["app", "main"]
@@ -25,6 +28,8 @@ app = typer.Typer(
 )
 store_app = typer.Typer(help="Look into a teacher store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
+
+TYPER_INTERRUPTED = 130  # the exit code that Typer makes of KeyboardInterrupt
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
@@ -94,7 +99,7 @@ def prepare(
             overwrite=overwrite,
             on_progress=advance,
         )
-    _print(summary, as_json, _table(summary))
+    _print(summary, as_json, _corpus_words(summary))
 
 
 @app.command()
@@ -239,17 +244,32 @@ def store_verify(path: Path, as_json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line: exit 0 done, 2 the user must change something, 3 stopped and saved, 1 our bug."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the bars that are shown are ours
+    keep_freed_memory()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; training has a handler of its own
     try:
         app()
+    except SystemExit as ended:
+        if ended.code != TYPER_INTERRUPTED:
+            raise
+        Console(stderr=True).print("Interrupted. What was whole is saved; run the same command again to go on.")
+        sys.exit(3)
     except Stopped as stopped:
         Console(stderr=True, soft_wrap=True).print(str(stopped), markup=False, highlight=False)
         sys.exit(3)
     except PredistillError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. What was whole is saved; run the same command again to go on.")
-        sys.exit(3)
+
+
+def _corpus_words(summary: dict[str, Any]) -> str:
+    """What a prepared corpus holds, a line a split, and what the user should know of it."""
+    lines = [f"{summary['path']}: {summary['tokenizer']['vocab_size']:,} words, rows of {summary['row_len']:,} tokens"]
+    for name, split in summary["splits"].items():
+        lines.append(
+            f"{name:<9} {split['rows']:>9,} rows  {split['documents']:>9,} documents  {split['bytes']:>13,} bytes"
+        )
+    return "\n".join([*lines, *summary["notes"]])
 
 
 def _run_line(run: Any) -> dict[str, Any]:

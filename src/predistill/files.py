@@ -35,7 +35,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_sealed_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` with a CRC32C over its own canonical bytes under the key `crc32c`."""
     assert "crc32c" not in content
-    write_atomic(path, (json.dumps({**content, "crc32c": _crc(content)}, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, _spelled({**content, "crc32c": _crc(content)}))
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
@@ -43,13 +43,21 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 
     Raises `ValueError` (one clause, no path) when it is not JSON or its CRC32C does not match: a damaged file.
     """
+    data = path.read_bytes()
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"not readable as JSON ({error})") from None
-    if not isinstance(content, dict) or content.pop("crc32c", None) != _crc(content):
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    # The checksum covers what the text means: 5e-06 turned into 5E-06 would pass. So the spelling is checked too.
+    if _spelled(content) != data or content.pop("crc32c", None) != _crc(content):
         raise ValueError("its checksum does not match its content")
     return content
+
+
+def _spelled(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _crc(content: dict[str, Any]) -> str:

@@ -43,12 +43,12 @@ def _count(value: Any) -> Any:
 
 
 def _cadence(value: Any) -> Any:
-    """`5%` -> 0.05 of the run; a whole number = every so many steps."""
+    """`5%` -> 0.05 of the run; a number above 1, or a whole one = every so many steps."""
     return float(value.strip()[:-1]) / 100 if isinstance(value, str) and value.strip().endswith("%") else value
 
 
 Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
-Cadence = Annotated[int | float | None, BeforeValidator(_cadence)]
+Cadence = Annotated[Annotated[int | float, Field(gt=0)] | None, BeforeValidator(_cadence)]
 
 
 class _Strict(BaseModel):
@@ -127,8 +127,11 @@ class Recipe(_Strict):
         return math.ceil(self.tokens / self.batch_tokens)
 
     def every(self, cadence: int | float | None) -> int | None:
-        """A cadence in steps: a share of the run when below 1 (at least one step), or the number itself."""
-        return None if cadence is None else max(1, round(cadence * self.steps)) if cadence < 1 else round(cadence)
+        """A cadence in steps: a fraction is a share of the run, at least one step; a whole number is itself."""
+        if cadence is None:
+            return None
+        share = isinstance(cadence, float) and cadence <= 1
+        return max(1, round(cadence * self.steps)) if share else round(cadence)
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data, with every default filled in: what a run directory keeps."""
@@ -168,7 +171,12 @@ def _overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f'"{override}" is not key=value. Write, for example, lr.peak=1e-3.')
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(
+            f"{key}={text}: the value is not readable as YAML. Write, for example, lr.peak=1e-3."
+        ) from None
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+e[+-]?[0-9]+", value):
         value = float(value)  # YAML 1.1 reads 1e-3 as a string
 

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import yaml
 from predistill.errors import RunError
 from predistill.files import write_atomic
 
-__all__ = ["Metrics", "Run", "find_runs"]
+__all__ = ["Metrics", "Run", "command_line", "find_runs", "remove_run"]
 
 
 class Run:
@@ -63,9 +64,13 @@ class Run:
     @property
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe."""
-        recipe = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        path = self.path / "recipe.yaml"
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, yaml.YAMLError):
+            recipe = None
         if not isinstance(recipe, dict):
-            raise RunError(f"{self.path / 'recipe.yaml'}: not a recipe. Restore it, or train into another directory.")
+            raise RunError(f"{path}: not a recipe. Restore it, or train into another directory.")
         return recipe
 
     @property
@@ -91,7 +96,10 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl, in order; a torn last line is left out."""
         path = self.path / "metrics.jsonl"
-        return _whole_lines(path.read_bytes()) if path.exists() else []
+        try:
+            return _whole_lines(path.read_bytes()) if path.exists() else []
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RunError(f"{path}: a line is not JSON ({error}). Restore the file, or train anew.") from None
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one of the run's JSON files, atomically."""
@@ -131,6 +139,12 @@ class Metrics:
         """Sync and close."""
         self.sync()
         self._file.close()
+
+
+def command_line() -> str:
+    """What was typed, for a record: the verb and its arguments, or the script that called the library."""
+    program = Path(sys.argv[0]).name
+    return " ".join(["python", program, *sys.argv[1:]] if program.endswith(".py") else ["predistill", *sys.argv[1:]])
 
 
 def find_runs(path: str | Path) -> list[Run]:

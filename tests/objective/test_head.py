@@ -247,6 +247,14 @@ def test_everything_kept_is_no_truncation(tolerance: Any) -> None:
             close(kd.double(), wanted, tolerance.float32_value * 5)
 
 
+def test_autocast_around_the_head_changes_nothing(problem: Any) -> None:
+    case = fp32_case(problem)
+    wanted = outcome(case, case.targets, alpha=0.9)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outcome(case, case.targets, alpha=0.9)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
 # Backward
 
 

@@ -109,6 +109,10 @@ def test_narrowing_takes_draws_that_were_made_and_leaves_absent_positions_absent
     assert Sampled(draws=12).narrow(targets) is targets
     narrowed = Sampled(draws=5).narrow(targets, generator=generator())
     assert narrowed.draws == 5
+    assert narrowed.ids_NK.shape == targets.ids_NK.shape  # parts narrowed one by one can be joined
+    for ids in narrowed.ids_NK.tolist():
+        drawn = [i for i in ids if i >= 0]
+        assert ids == sorted(set(drawn)) + [-1] * (len(ids) - len(drawn))
     before_NV, after_NV = weights(targets) * 12, weights(narrowed) * 5
     assert (after_NV <= before_NV + 1e-5)[torch.arange(50) != 4].all()
     assert not narrowed.present_N[4]

@@ -1,10 +1,10 @@
-"""Targets as values: which positions have one, selecting, and the scale of what a store gives back."""
+"""Targets as values: which positions have one, and selecting."""
 
 from __future__ import annotations
 
 import torch
 
-from predistill.objective import All, Sampled, SparseTargets, TopK, TopP
+from predistill.objective import All, Sampled, SparseTargets, TopP
 
 
 def targets() -> SparseTargets:
@@ -28,24 +28,3 @@ def test_selecting_takes_every_column_along() -> None:
         for name in ("ids_NK", "logprob_NK", "log_rest_N", "entropy_N", "logit_std_N", "label_logprob_N"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[choice])
     assert Sampled(draws=7)(torch.zeros(2, 5)).select(slice(1)).draws == 7
-
-
-def test_scaling_makes_kept_and_rest_one_and_keeps_their_order() -> None:
-    whole = targets()
-    assert whole.logprob_NK is not None
-    rough = SparseTargets(whole.ids_NK, (whole.logprob_NK * 64).round() / 64, log_rest_N=whole.log_rest_N)
-    scaled = rough.scaled_to_rest()
-    assert scaled.logprob_NK is not None
-    assert scaled.log_rest_N is not None
-
-    def mass(these: SparseTargets) -> torch.Tensor:
-        assert these.logprob_NK is not None
-        assert these.log_rest_N is not None
-        kept_NK = these.logprob_NK.exp().masked_fill(these.ids_NK < 0, 0.0)
-        return (kept_NK.sum(1) + these.log_rest_N.exp())[these.present_N]
-
-    assert (mass(rough) - 1).abs().max() > 1e-4
-    assert (mass(scaled) - 1).abs().max() < 1e-6
-    everything = TopK(k=20)(torch.zeros(1, 20)).scaled_to_rest()
-    assert everything.logprob_NK is not None
-    assert torch.isfinite(everything.logprob_NK).all()

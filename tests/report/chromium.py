@@ -27,17 +27,12 @@ FLAGS = (
 )
 
 
-def find_chromium() -> str | None:
-    """The browser's program, or None."""
-    return shutil.which("chromium") or shutil.which("chromium-browser")
-
-
 class Chromium:
     """One browser with one page. `console` gathers everything that the page or the browser complained of."""
 
     def __init__(self, profile: Path, *, timeout_s: float = 60.0) -> None:
-        program = find_chromium()
-        assert program, "no chromium on the path"
+        program = shutil.which("chromium") or shutil.which("chromium-browser")
+        assert program, "no chromium here: `make chromium` installs it, `-m 'not browser'` goes without"
         self.console: list[str] = []
         self._timeout_s, self._next, self._rest = timeout_s, 0, b""
         browser_reads, self._out = os.pipe()

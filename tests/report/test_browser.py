@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from predistill.assets import teacher_path
+from predistill.runs import Run
+from predistill.stages.evaluate import evaluate
 from predistill.stages.report import report
 
-from .chromium import Chromium, find_chromium
+from .chromium import Chromium
 from .made_runs import made_run
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_chromium() is None, reason="no chromium here: `make chromium` installs it"),
-]
+pytestmark = pytest.mark.browser
 
 # For each figure: its name, and the marks (not text, not grid lines) that stand inside its frame with some extent.
 MARKS = """
@@ -29,13 +30,16 @@ MARKS = """
   return {id: figure.id, marks: marks.length, width: frame.width, height: frame.height};
 })
 """
-# Labels, names and values that reach out of the page, or lie over each other within a figure.
+# Text that a figure's box cuts off, and labels, names and values that lie over each other.
 CLASHES = """
 [...document.querySelectorAll("figure")].flatMap(figure => {
   const texts = [...figure.querySelectorAll("text.label, text.name, text.value")];
   const boxes = texts.map(text => ({text: text.textContent, box: text.getBoundingClientRect()}));
-  const width = document.documentElement.clientWidth;
-  const out = boxes.filter(({box}) => box.left < 0 || box.right > width).map(({text}) => "out: " + text);
+  const frame = figure.querySelector(".plot").getBoundingClientRect();
+  const out = [...figure.querySelectorAll("text")].filter(text => {
+    const box = text.getBoundingClientRect();
+    return box.width > 0 && (box.left < frame.left || box.right > frame.right || box.bottom > frame.bottom + 1);
+  }).map(text => "cut: " + text.textContent);
   const over = boxes.flatMap(({text, box}, i) => boxes.slice(i + 1).filter(other =>
     Math.min(box.right, other.box.right) - Math.max(box.left, other.box.left) > 1 &&
     Math.min(box.bottom, other.box.bottom) - Math.max(box.top, other.box.top) > 4
@@ -52,9 +56,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The quickstart's pair; a study with seeds, long names, a bad recipe and a run on its way; a sweep of one name."""
-    pair, study, sweep = (tmp_path_factory.mktemp(name) for name in ("pair", "study", "sweep"))
+def pages(lm_run: Run, pd_run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two runs trained here; and made ones: the quickstart's pair; a study with seeds, long names, a bad recipe and a
+    run on its way; a sweep of one name."""
+    real, pair, study, sweep = (tmp_path_factory.mktemp(name) for name in ("real", "pair", "study", "sweep"))
+    for run in (lm_run, pd_run):
+        copy = shutil.copytree(run.path, real / run.path.name)
+        evaluate(copy, teacher=teacher_path(), limit=8)
     made_run(pair / "lm", name="lm-seed0")
     made_run(pair / "pd", name="pd-seed0", teacher=True, gain=0.28)
     top_5 = {"truncation": {"kind": "top_k", "k": 5}}
@@ -88,12 +96,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 steps=20,
                 recipe=recipe,
             )
-    return {path.name.rstrip("0123456789"): report([path]) for path in (pair, study, sweep)}
+    return {path.name.rstrip("0123456789"): report([path]) for path in (real, pair, study, sweep)}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-@pytest.mark.parametrize("name", ["pair", "study", "sweep"])
+@pytest.mark.parametrize("name", ["real", "pair", "study", "sweep"])
 def test_the_page_fits_its_window_and_every_figure_shows_something(
     browser: Chromium, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:

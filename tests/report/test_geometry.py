@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predistill.report.geometry import Line, line_chart, padded, series, shortened, smooth, thinned, ticks
@@ -12,6 +12,7 @@ from predistill.report.numbers import nats
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
 
+@settings(deadline=None)
 @given(low=finite, size=st.floats(1e-3, 1e6), about=st.integers(3, 8))
 def test_ticks_lie_inside_are_some_and_read_differently(low: float, size: float, about: int) -> None:
     marks = ticks((low, low + size), about, lambda value, digits: nats(value, digits))
@@ -20,12 +21,14 @@ def test_ticks_lie_inside_are_some_and_read_differently(low: float, size: float,
     assert len({mark.text for mark in marks}) == len(marks)
 
 
+@settings(deadline=None)
 @given(st.lists(finite, min_size=1))
 def test_bounds_hold_every_value_and_have_height(values: list[float]) -> None:
     low, high = padded(values)
     assert low < min(values) <= max(values) < high
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(5.0, 6.0), min_size=1, max_size=8))
 def test_labels_do_not_cover_each_other_and_stay_in_the_frame(ends: list[float]) -> None:
     lines = [Line(f"line {i}", f"line {i}", "c1", ([(0.0, 6.0), (1.0, end)],)) for i, end in enumerate(ends)]

@@ -23,8 +23,8 @@ def test_a_count_has_three_digits_and_a_letter(number: float, text: str) -> None
 
 
 def test_a_duration_is_in_the_unit_one_would_say() -> None:
-    said = [duration(seconds).replace("\N{NARROW NO-BREAK SPACE}", " ") for seconds in (3.2, 94, 720, 12_240)]
-    assert said == ["3 s", "94 s", "12 min", "3.4 h"]
+    said = [duration(seconds).replace("\N{NARROW NO-BREAK SPACE}", " ") for seconds in (3.2, 148, 720, 12_240)]
+    assert said == ["3 s", "148 s", "12 min", "3.4 h"]
 
 
 def test_a_difference_shows_its_sign_unless_it_rounds_to_nothing() -> None:

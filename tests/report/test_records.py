@@ -31,7 +31,12 @@ def test_a_capture_is_found_from_any_directory_above_the_run(tmp_path: Path) -> 
     record = read_record(Run(made_run(tmp_path / "runs" / "deep" / "pd", teacher=True, steps=20)))
     found = record.stores[0].capture
     assert found is not None
-    assert (found.command, found.seconds, found.tokens) == ("predistill capture", 94.2, 1 << 20)
+    assert (found.command, found.seconds, found.cpu_seconds, found.tokens) == (
+        "predistill capture",
+        94.2,
+        180.0,
+        1 << 20,
+    )
 
 
 def test_what_has_not_ended_or_was_not_measured_is_said_and_holds_no_figures(tmp_path: Path) -> None:

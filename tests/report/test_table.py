@@ -61,7 +61,7 @@ def test_what_cannot_move_the_loss_does_not_part_a_pair(tmp_path: Path) -> None:
     assert distilled.loss_nats is not None
     assert baseline.loss_nats is not None
     assert pair.difference_nats == distilled.loss_nats - baseline.loss_nats
-    assert pair.time_ratio == pytest.approx(0.31 / 0.27)
+    assert pair.cost_ratio == pytest.approx(0.6 / 0.5)
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> None:
@@ -134,12 +134,18 @@ def test_the_table_holds_every_run_and_no_figure_that_was_not_measured(tmp_path:
     assert (rows["going"].state, rows["going"].progress, rows["going"].loss_nats) == ("unfinished", 0.5, None)
 
 
-def test_times_of_different_machines_are_not_compared(tmp_path: Path) -> None:
-    records = [_record(tmp_path / "lm"), _record(tmp_path / "pd", teacher=True)]
-    assert matched_pairs(records)[0].time_ratio is not None
-    environment = (tmp_path / "pd" / "environment.json").read_text(encoding="utf-8")
-    (tmp_path / "pd" / "environment.json").write_text(
-        environment.replace('"cores": 2', '"cores": 64'), encoding="utf-8"
-    )
-    records[1] = read_record(Run(tmp_path / "pd"))
-    assert matched_pairs(records)[0].time_ratio is None
+def test_cost_is_processor_time_on_a_cpu_wall_clock_on_an_accelerator_and_nothing_across_machines(
+    tmp_path: Path,
+) -> None:
+    def cost_ratio(**devices: str) -> float | None:
+        for name, device in devices.items():
+            file = tmp_path / name / "environment.json"
+            file.write_text(file.read_text(encoding="utf-8").replace('"cpu (x86_64)"', f'"{device}"'), encoding="utf-8")
+        (pair,) = matched_pairs([read_record(Run(tmp_path / name)) for name in ("lm", "pd")])
+        return pair.cost_ratio
+
+    made_run(tmp_path / "lm", steps=20)
+    made_run(tmp_path / "pd", steps=20, teacher=True)
+    assert cost_ratio() == pytest.approx(0.6 / 0.5)
+    assert cost_ratio(pd="GPU") is None
+    assert cost_ratio(lm="GPU") == pytest.approx(0.31 / 0.27)

@@ -50,7 +50,7 @@ class Corpus:
         tokens = {split: self.manifest["splits"][split]["sha256"] for split in SPLITS}
         return settings_fingerprint({**decides, "tokenizer": self.manifest["tokenizer"]["sha256"], "tokens": tokens})
 
-    def rows(self, indices: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], None]:
+    def rows(self, indices: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
         """Ids int64 [n, T + 1] of the rows `indices`, in the order asked, and the loss mask: None, all count."""
         index = np.asarray(indices, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= len(self)):

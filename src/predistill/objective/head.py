@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from predistill.objective.losses import KLD, Loss, Student
 from predistill.objective.positions import All, Positions
-from predistill.objective.primitive import read_student_, write_gradient_
+from predistill.objective.primitive import read_, write_gradient_
 from predistill.objective.tail import Renormalise, Tail
 from predistill.objective.targets import SparseTargets
 from predistill.objective.temperature import Static, Temperature
@@ -67,12 +67,14 @@ def linear_distill_loss(
     )
     counted_N = label_N != IGNORED
     count = counted_N.sum()
-    if int(count) < len(label_N):
-        hidden_ND, label_N = hidden_ND[counted_N], label_N[counted_N]
+    position_N = counted_N.nonzero()[:, 0]
+    if term is not None:
+        # Positions that keep about as much share a chunk, so that a chunk is no wider than it must be.
+        position_N = position_N[term.length_N[position_N].argsort(stable=True)]
     head = _Head(chunk_tokens or CHUNK_TOKENS, logit_scale, softcap, z_loss, grad=torch.is_grad_enabled())
     with torch.autocast(hidden_ND.device.type, enabled=False):  # it would narrow the logits' gradient
         total, lm, kd, kl = _LinearDistill.apply(  # type: ignore[no-untyped-call]
-            hidden_ND, weight_VD, bias_V, label_N, term, head
+            hidden_ND, weight_VD, bias_V, label_N, position_N, term, head
         )
     if term is None:
         return LossParts(total, lm, None, count, torch.zeros_like(count), None)
@@ -98,6 +100,7 @@ class _LinearDistill(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         label_N: Tensor,
+        position_N: Tensor,
         term: Term | None,
         head: _Head,
     ) -> tuple[Tensor, ...]:
@@ -105,27 +108,28 @@ class _LinearDistill(torch.autograd.Function):
         wide_VD = weight_VD.to(dtype)
         wide_V = None if bias_V is None else bias_V.to(dtype)
         wants = [head.grad and needed for needed in ctx.needs_input_grad[:3]]
-        grad_ND = torch.empty_like(hidden_ND) if wants[0] else None
+        grad_ND = torch.zeros_like(hidden_ND) if wants[0] else None
         grad_VD = torch.zeros_like(wide_VD) if wants[1] else None
         grad_V = torch.zeros_like(wide_V) if wants[2] and wide_V is not None else None
 
-        chunk = max(1, min(head.chunk_tokens, len(label_N)))
+        chunk = max(1, min(head.chunk_tokens, len(position_N)))
         buffer_CV = hidden_ND.new_empty((chunk, len(wide_VD)), dtype=dtype)
         tempered_CV = None if term is None or term.tau is None else torch.empty_like(buffer_CV)
         sums = hidden_ND.new_zeros(4, dtype=dtype)
-        for start in range(0, len(label_N), chunk):
-            rows = slice(start, min(start + chunk, len(label_N)))
-            hidden_CD = hidden_ND[rows].to(dtype) * head.logit_scale
+        for position_C in position_N.split(chunk):
+            hidden_CD = hidden_ND.index_select(0, position_C).to(dtype) * head.logit_scale
             logit_CV = torch.mm(hidden_CD, wide_VD.t(), out=buffer_CV[: len(hidden_CD)])
             if wide_V is not None:
                 logit_CV.add_(wide_V, alpha=head.logit_scale)
             slope_CV = None if head.softcap is None else _cap_(logit_CV, head.softcap)
-            part = None if term is None else term.rows(rows)
-            sums += _chunk_(logit_CV, tempered_CV, label_N[rows], part, z_loss=head.z_loss, grad=any(wants))
+            part = None if term is None else term.at(position_C)
+            label_C = label_N[position_C]
+            sums += _chunk_(logit_CV, tempered_CV, label_C, part, z_loss=head.z_loss, grad=any(wants))
             if slope_CV is not None:
                 logit_CV.mul_(slope_CV)
             if grad_ND is not None:
-                grad_ND[rows] = torch.mm(logit_CV, wide_VD).mul_(head.logit_scale)
+                grad_CD = torch.mm(logit_CV, wide_VD).mul_(head.logit_scale)
+                grad_ND.index_copy_(0, position_C, grad_CD.to(grad_ND.dtype))
             if grad_VD is not None:
                 grad_VD.addmm_(logit_CV.t(), hidden_CD)
             if grad_V is not None:
@@ -141,7 +145,7 @@ class _LinearDistill(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if grad is None else grad * grad_total for grad in ctx.saved_tensors), None, None, None
+        return *(None if grad is None else grad * grad_total for grad in ctx.saved_tensors), None, None, None, None
 
 
 def _chunk_(
@@ -150,11 +154,14 @@ def _chunk_(
     """(total, lm, kd, kl) summed over a chunk; where asked for, the gradient of total takes the place of the logits."""
     ids_CJ = label_C[:, None] if term is None else term.ids_NJ
     target = None if term is None else term.target()
-    tau = None if term is None else term.tau
-    kept_CJ = None if term is None else term.kept_NJ
-    if tempered_CV is not None:
-        tempered_CV = tempered_CV[: len(logit_CV)]
-    student = read_student_(logit_CV, ids_CJ, tau=tau, tempered_CV=tempered_CV, kept_CJ=kept_CJ)
+    reading = read_(
+        logit_CV,
+        ids_CJ,
+        tau=None if term is None else term.tau,
+        tempered_CV=None if tempered_CV is None else tempered_CV[: len(logit_CV)],
+        kept_CJ=None if term is None else term.kept_NJ,
+    )
+    student = reading.student
     leaves = [number.requires_grad_(grad) for number in student if number is not None]
     with torch.set_grad_enabled(grad):
         lm_C = student.lse_N - student.logit_NJ[:, -1]
@@ -163,14 +170,14 @@ def _chunk_(
             kd_C = term.kd(student, target)
             total_C = term.mix(lm_C, kd_C)
             with torch.no_grad():
-                kl_C = term.kl(student, target)
+                kl_C = term.kl(student, target, kd_C)
         if z_loss:
             total_C = total_C + z_loss * student.lse_N.square()
         total = total_C.sum()
     if grad:
         derivatives = iter(torch.autograd.grad(total, leaves, materialize_grads=True))
         by = Student(*(None if number is None else next(derivatives) for number in student))  # type: ignore[arg-type]
-        write_gradient_(logit_CV, ids_CJ, student, by, tau=tau, tempered_CV=tempered_CV, kept_CJ=kept_CJ)
+        write_gradient_(reading, by)
     sums = (lm_C.new_zeros(()) if value_C is None else value_C.detach().sum() for value_C in (lm_C, kd_C, kl_C))
     return torch.stack((total.detach(), *sums))
 

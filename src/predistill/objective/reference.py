@@ -59,6 +59,7 @@ def distill_loss(
         total = (lm_N + z_loss * lse_N.square()).sum()
         return LossParts(total, lm_N.sum().detach(), None, count, torch.zeros_like(count), None)
 
+    term = term.at(counted_N)
     target, ids_NJ = term.target(), term.ids_NJ
     student = Student(logit_NV.gather(1, ids_NJ), lse_N)
     if term.tau is not None:
@@ -68,6 +69,6 @@ def distill_loss(
         student = student._replace(lse_outside_N=logit_NV.masked_fill(kept_NV, -torch.inf).logsumexp(dim=1))
     kd_N = term.kd(student, target)
     total = (term.mix(lm_N, kd_N) + z_loss * lse_N.square()).sum()
-    kl_N = term.kl(student, target)
+    kl_N = term.kl(student, target, kd_N)
     kl = None if kl_N is None else kl_N.sum().detach()
     return LossParts(total, lm_N.sum().detach(), kd_N.sum().detach(), count, term.distil_N.sum(), kl)

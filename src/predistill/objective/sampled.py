@@ -58,7 +58,9 @@ class Sampled:
         order_NR = torch.rand(
             (len(count_NK), targets.draws), dtype=torch.float64, device=count_NK.device, generator=generator
         ).argsort(dim=1)[:, : self.draws]
-        entry_NR = torch.searchsorted(count_NK.cumsum(dim=1), order_NR, right=True).clamp_(max=count_NK.shape[1] - 1)
+        entry_NR = torch.searchsorted(count_NK.cumsum(dim=1), order_NR.contiguous(), right=True).clamp_(
+            max=count_NK.shape[1] - 1
+        )
         left_NK = torch.zeros_like(count_NK).scatter_add_(1, entry_NR, torch.ones_like(entry_NR))
         left_NK = left_NK.masked_fill_(targets.ids_NK < 0, 0)
         weight_NK = left_NK / self.draws * correction_NK

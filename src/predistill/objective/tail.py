@@ -52,7 +52,9 @@ class Renormalise:
 
     def __call__(self, targets: SparseTargets, label_N: Tensor, *, temperature: float) -> Target:
         """The target; label_N int64 [N] is not used."""
-        scaled_NJ = _logprob(targets) / temperature
+        scaled_NJ = _logprob(targets)
+        if temperature != 1:
+            scaled_NJ /= temperature
         return _target(torch.log_softmax(scaled_NJ, dim=1), prob_NJ=torch.softmax(scaled_NJ, dim=1))
 
 
@@ -126,8 +128,9 @@ def _logprob(targets: SparseTargets) -> Tensor:
 
 
 def _target(logprob_NJ: Tensor, *, prob_NJ: Tensor | None = None) -> Target:
-    """The target with these log-probabilities; prob_NJ where it is known, for exp is slow where it underflows."""
-    logprob_NJ = logprob_NJ.clamp(min=NOTHING)
+    """The target with these log-probabilities, which it takes over; prob_NJ where it is known, for exp is slow where it
+    underflows."""
+    logprob_NJ.clamp_(min=NOTHING)
     if prob_NJ is None:
         prob_NJ = logprob_NJ.exp()
     return Target(prob_NJ, logprob_NJ, entropy_N=-(prob_NJ * logprob_NJ).sum(dim=1))

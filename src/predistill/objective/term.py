@@ -47,20 +47,25 @@ class LossParts:
 
 
 class Term(NamedTuple):
-    """Over counted positions only. distil_N bool: where the teacher is listened to."""
+    """The term over N positions. distil_N bool: where the teacher is listened to. length_N: entries kept."""
 
     targets: SparseTargets
     label_N: Tensor
     distil_N: Tensor
+    length_N: Tensor
     alpha: float | Tensor
     loss: Loss
     temperature: Temperature
     tail: Tail
 
-    def rows(self, rows: slice) -> Term:
-        """Some of the positions, without a copy."""
+    def at(self, position_C: Tensor) -> Term:
+        """The term over some of the positions, as wide as the longest of them."""
+        length_C = self.length_N[position_C]
         return self._replace(
-            targets=self.targets.select(rows), label_N=self.label_N[rows], distil_N=self.distil_N[rows]
+            targets=self.targets.select(position_C, width=int(length_C.max()) if len(length_C) else 0),
+            label_N=self.label_N[position_C],
+            distil_N=self.distil_N[position_C],
+            length_N=length_C,
         )
 
     @property
@@ -97,9 +102,12 @@ class Term(NamedTuple):
         alpha_N = self.distil_N.to(lm_N.dtype) * self.alpha
         return (1 - alpha_N) * lm_N + alpha_N * kd_N
 
-    def kl(self, student: Student, target: Target) -> Tensor | None:
-        """KL [N] of LossParts.kl, None where it is not known; target is what target() gave."""
-        if self.temperature.value != 1 or not isinstance(self.tail, Renormalise | AsSampled):
+    def kl(self, student: Student, target: Target, kd_N: Tensor) -> Tensor | None:
+        """KL [N] of LossParts.kl, None where it is not known; target is what target() gave, kd_N what kd() gave."""
+        if self.temperature.value == 1 and isinstance(self.tail, Renormalise | AsSampled):
+            if isinstance(self.loss, KLD):
+                return kd_N
+        else:
             target = Renormalise()(self.targets, self.label_N, temperature=1.0)
         if target.entropy_N is None:
             return None
@@ -118,7 +126,7 @@ def distillation_term(
     positions: Positions,
     row_len: int | None,
 ) -> Term | None:
-    """The term over the counted positions, or None where the LM loss is all: no targets, or alpha = 0."""
+    """The term, or None where the LM loss is all: no targets, or alpha = 0."""
     share = float(alpha)
     if not 0 <= share <= 1:
         raise RecipeError(f"alpha is {share:g}; it is the share of the distillation loss and lies between 0 and 1.")
@@ -137,7 +145,5 @@ def distillation_term(
             f"The targets name token id {int(targets.ids_NK.max())}, and the student has {vocabulary} ids. "
             "Teacher and student must share a tokenizer."
         )
-    distil_N, counted_N = positions(targets, row_len=row_len), label_N != IGNORED
-    if not bool(counted_N.all()):
-        targets, label_N, distil_N = targets.select(counted_N), label_N[counted_N], distil_N[counted_N]
-    return Term(targets, label_N, distil_N, alpha, loss, temperature, tail)
+    distil_N = positions(targets, row_len=row_len) & (label_N != IGNORED)
+    return Term(targets, label_N, distil_N, targets.length_N, alpha, loss, temperature, tail)

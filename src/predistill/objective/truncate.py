@@ -9,6 +9,8 @@ import math
 from dataclasses import replace
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -105,10 +107,29 @@ def _most_probable(logprob_CV: Tensor, count: int) -> Tensor:
     """The first `count` ids by probability, then by id."""
     # topk leaves the order of ties open, and a bfloat16 teacher has many. One integer an entry settles it: the bits of
     # a positive float sort like the float, and the id breaks ties.
-    vocabulary = logprob_CV.shape[1]
-    key_CV = logprob_CV.abs().view(torch.int32).long() * vocabulary
-    key_CV += torch.arange(vocabulary, device=key_CV.device)
+    bits_CV, vocabulary = logprob_CV.abs().view(torch.int32), logprob_CV.shape[1]
+    if bits_CV.device.type == "cpu" and 0 < count < vocabulary and len(bits_CV):
+        return torch.from_numpy(_smallest(bits_CV.numpy(), count))
+    key_CV = bits_CV.long() * vocabulary + torch.arange(vocabulary, device=bits_CV.device)
     return key_CV.topk(count, dim=1, largest=False).values % vocabulary
+
+
+def _smallest(bits_CV: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int64]:
+    """The ids of the `count` smallest of each position, ties by id: numpy's selection and sort take a quarter to a half
+    of the time of torch's topk on a CPU."""
+    vocabulary = bits_CV.shape[1]
+    bound_C1 = np.partition(bits_CV, count - 1, axis=1)[:, count - 1 : count]
+    chosen_CV = bits_CV <= bound_C1  # the smallest, and what ties with the last of them
+    length_C = np.count_nonzero(chosen_CV, axis=1)
+    place_E = np.flatnonzero(chosen_CV)
+    ids_E = place_E - np.repeat(np.arange(len(bits_CV)) * vocabulary, length_C)
+    key_CW: npt.NDArray[np.int64] = np.full((len(bits_CV), length_C.max()), np.iinfo(np.int64).max)
+    key_CW[np.arange(length_C.max()) < length_C[:, None]] = (
+        bits_CV.ravel()[place_E].astype(np.int64) * vocabulary + ids_E
+    )
+    key_CW.sort(axis=1)
+    ids_CK: npt.NDArray[np.int64] = key_CW[:, :count] % vocabulary
+    return ids_CK
 
 
 def _mass_before(prob_CK: Tensor) -> Tensor:

@@ -73,19 +73,19 @@ def by_rows(
 def _whole(logit_CV: Tensor, label_C: Tensor | None) -> Whole:
     logprob_CV = torch.log_softmax(logit_CV, dim=1)
     prob_CV = logprob_CV.exp()
-    entropy_C = -(prob_CV * logprob_CV).sum(dim=1)
+    entropy_C = -torch.linalg.vecdot(prob_CV, logprob_CV)
     finite_CV, columns = logprob_CV, torch.tensor(logprob_CV.shape[1])
     if bool(entropy_C.isnan().any()):  # 0 * -inf: some ids are ruled out, and count neither here nor in the spread
         ruled_out_CV = logprob_CV == -torch.inf
         finite_CV, columns = logprob_CV.masked_fill(ruled_out_CV, 0.0), (~ruled_out_CV).sum(dim=1)
-        entropy_C = -(prob_CV * finite_CV).sum(dim=1)
+        entropy_C = -torch.linalg.vecdot(prob_CV, finite_CV)
         if bool(entropy_C.isnan().any()):
             raise TeacherError(
                 "The teacher gives logits that are no distribution (NaN or infinite). "
                 "Check its weights, or run it in float32 or bfloat16 rather than float16."
             )
     mean_C = finite_CV.sum(dim=1) / columns
-    variance_C = finite_CV.square().sum(dim=1) / columns - mean_C.square()
+    variance_C = torch.linalg.vecdot(finite_CV, finite_CV) / columns - mean_C.square()
     label_logprob_C = None
     if label_C is not None:
         label_logprob_C = logprob_CV.gather(1, label_C.clamp(min=0)[:, None])[:, 0]

@@ -167,7 +167,7 @@ def gain_strip(found: Sequence[Gain], colour: Mapping[str, str]) -> Strip | None
     )
     return Strip(
         id="gains",
-        title="Every recipe against its baseline",
+        title="Every recipe against its baseline" if len(found) > 1 else "The difference, seed by seed",
         unit="held-out loss less the baseline’s, nats a token",
         note=f"Ring: one seed. Dot: the mean. Bar: {percent(0.95, 0)} interval (paired t). "
         "Left of the zero line the teacher helps.",

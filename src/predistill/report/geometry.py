@@ -94,6 +94,11 @@ class Chart:
         """Characters of the longest label: the room at the right."""
         return max((len(label.text) for label in self.labels), default=0)
 
+    @property
+    def tick_chars(self) -> int:
+        """Characters of the longest tick of the upright axis: the room at the left."""
+        return max((len(tick.text) for tick in self.y), default=0)
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -98,7 +98,7 @@ def _likeness(gain: Gain) -> list[str]:
     without = fmean(pair.baseline.loss_nats or math.nan for pair in gain.pairs)
     if teacher_loss is not None and teacher_loss < without and gain.mean < 0:
         closed = percent(-gain.mean / (without - teacher_loss), 0)
-        way = f"The gain is {closed} of the way from the baseline to the teacher itself"
+        way = f"The difference is {closed} of the way from the baseline to the teacher itself"
         sentences.append(f"{way}, which stands at {nats(teacher_loss)}.")
     one_teacher = len({record.teacher for pair in gain.pairs for record in (pair.distilled, pair.baseline)}) == 1
     kl, kl_without = _mean_of(gain, "kl_nats", nats) if one_teacher else (None, None)
@@ -117,18 +117,21 @@ def _mean_of(gain: Gain, name: str, shown: Callable[[float], str]) -> tuple[str 
 
 
 def _cost(gain: Gain) -> list[str]:
-    ratios = [pair.time_ratio for pair in gain.pairs if pair.time_ratio is not None]
+    ratios = [pair.cost_ratio for pair in gain.pairs if pair.cost_ratio is not None]
     if not ratios:
         return []
-    took = f"Training took {fmean(ratios):.2f} times as long as without a teacher"
-    captures = [store.capture for store in gain.pairs[0].distilled.stores]
-    capture_seconds = sum(capture.seconds for capture in captures if capture is not None)
-    if not captures or None in captures:
-        return [f"{took}; the teacher’s pass over the corpus is not in this."]
-    seconds = fmean(pair.distilled.train_seconds or math.nan for pair in gain.pairs)
-    whole = fmean(ratios) * (seconds + capture_seconds) / seconds
-    once = f"The teacher’s pass over the corpus took {duration(capture_seconds)} more, once for any number of students"
-    return [f"{took}.", f"{once}; charged to this student alone, it would be {whole:.2f} times."]
+    run = gain.pairs[0].distilled
+    clock = "processor time" if run.on_cpu else "wall-clock time"
+    cost = f"In {clock}, training cost {fmean(ratios):.2f} times its baseline"
+    captures = [store.capture for store in run.stores]
+    passes = [(capture.cpu_seconds if run.on_cpu else capture.seconds) if capture else None for capture in captures]
+    known = [seconds for seconds in passes if seconds is not None]
+    if not known or len(known) < len(passes):
+        return [f"{cost}; the teacher’s pass over the corpus is not in this."]
+    mean_seconds = fmean(pair.distilled.cost_seconds or math.nan for pair in gain.pairs)
+    whole = fmean(ratios) * (mean_seconds + sum(known)) / mean_seconds
+    once = f"The teacher’s pass over the corpus cost {duration(sum(known))} more, once for any number of students"
+    return [f"{cost}.", f"{once}; charged to this student alone, it would be {whole:.2f} times."]
 
 
 def _nothing(records: Sequence[Record]) -> str:

@@ -18,8 +18,8 @@ def count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`48 s`, `12 min`, `3.4 h`."""
-    if seconds < 100:
+    """`148 s`, `12 min`, `3.4 h`."""
+    if seconds < 300:
         return f"{seconds:.0f}{_NARROW}s"
     return f"{seconds / 60:.0f}{_NARROW}min" if seconds < 6000 else f"{seconds / 3600:.1f}{_NARROW}h"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,7 @@ COLUMNS = (
     "calibration error",
     "tokens",
     "training time",
-    "time ratio",
+    "cost ratio",
 )
 
 
@@ -92,7 +93,7 @@ def _rows(rows: Sequence[Row], colour: Mapping[str, str]) -> list[dict[str, Any]
             _maybe(row.ece, percent),
             count(row.tokens),
             _maybe(row.train_seconds, duration),
-            _maybe(row.time_ratio, lambda ratio: f"{ratio:.2f}"),
+            _maybe(row.cost_ratio, lambda ratio: f"{ratio:.2f}"),
         )
         first = i == 0 or rows[i - 1].recipe != row.recipe
         shown.append(
@@ -124,16 +125,18 @@ def _table_note(records: Sequence[Record]) -> str:
         "same corpus, student, tokens, seed, learning rate and optimizer; below zero is better. KL and agreement (on "
         f"the likeliest token) are against {', '.join(teachers) or 'a teacher'}, at temperature 1 and over the whole "
         "vocabulary. Calibration error: expected, in bins of equal mass. Training time is wall clock, without the "
-        "teacher’s pass and without evaluation; its ratio is to the baseline’s."
+        "teacher’s pass and without evaluation. Cost ratio: training time over the baseline’s, in processor time where "
+        "the student was trained on a CPU."
     )
 
 
 def _samples(records: Sequence[Record], rows: Sequence[Row], colour: Mapping[str, str]) -> list[list[dict[str, str]]]:
-    """Prompt by prompt, what every student wrote."""
+    """Prompt by prompt, what every student wrote; its empty lines, of which young students are fond, are left out."""
     by_prompt: dict[str, list[dict[str, str]]] = {}
     for record, row in zip(records, rows, strict=True):
         for prompt, text in record.samples:
-            sample = {"run": row.run, "colour": colour[row.recipe], "prompt": prompt, "text": text}
+            shown = re.sub(r"\n\s*\n", "\n", text)
+            sample = {"run": row.run, "colour": colour[row.recipe], "prompt": prompt, "text": shown}
             by_prompt.setdefault(prompt, []).append(sample)
     return list(by_prompt.values())
 

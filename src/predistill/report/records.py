@@ -28,6 +28,7 @@ class Capture:
 
     command: str
     seconds: float
+    cpu_seconds: float | None
     tokens: int
 
 
@@ -69,6 +70,7 @@ class Record:
     agreement: float | None
     samples: tuple[tuple[str, str], ...]
     train_seconds: float | None
+    train_cpu_seconds: float | None
     flops: float | None
     parameters: int | None
     train_command: str | None
@@ -76,6 +78,16 @@ class Record:
     stores: tuple[StoreUse, ...]
     versions: Mapping[str, Any]
     machine: Mapping[str, Any]
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the processors did the training: then their time is the cost, whoever else kept them busy."""
+        return str(self.machine.get("device", "")).startswith("cpu") and self.train_cpu_seconds is not None
+
+    @property
+    def cost_seconds(self) -> float | None:
+        """Training time: of the processors where they did the work, else of the clock."""
+        return self.train_cpu_seconds if self.on_cpu else self.train_seconds
 
 
 class _Reader:
@@ -162,6 +174,7 @@ def read_record(run: Run) -> Record:
         agreement=evaluation.get("heldout.teacher.agreement", float) if measured else None,
         samples=(evaluation.get("samples", _samples) or ()) if measured else (),
         train_seconds=done.get("seconds", float),
+        train_cpu_seconds=done.get("cpu_seconds", float),
         flops=done.get("flops", float),
         parameters=environment.get("parameters", int),
         train_command=environment.get("command", str),
@@ -190,7 +203,7 @@ def _store(content: Mapping[str, Any], run: Path, file: Path) -> StoreUse:
         positions=store.need("totals.positions", int),
         entries=store.need("totals.entries", int),
         bytes_by_stream=store.need("bytes_by_stream", _byte_counts),
-        vocabulary=store.get("manifest.tokenizer.V", int),
+        vocabulary=store.get("manifest.tokenizer.vocab_size", int),
         capture=_capture(path, run),
     )
 
@@ -204,7 +217,12 @@ def _capture(store: str, run: Path) -> Capture | None:
                 content = _Reader(file, json.loads(file.read_text(encoding="utf-8")))
             except ValueError as error:
                 raise RunError(f"{file}: not readable as JSON ({error}). Seal the store again.") from None
-            return Capture(content.need("command", str), content.need("seconds", float), content.need("tokens", int))
+            return Capture(
+                command=content.need("command", str),
+                seconds=content.need("seconds", float),
+                cpu_seconds=content.get("cpu_seconds", float),
+                tokens=content.need("tokens", int),
+            )
     return None
 
 

@@ -50,13 +50,10 @@ class Pair:
         return self.distilled.loss_nats - self.baseline.loss_nats
 
     @property
-    def time_ratio(self) -> float | None:
-        """Training seconds of the distilled run over those of the baseline; None across machines."""
-        if not self.distilled.train_seconds or not self.baseline.train_seconds:
-            return None
-        if self.distilled.machine != self.baseline.machine:
-            return None
-        return self.distilled.train_seconds / self.baseline.train_seconds
+    def cost_ratio(self) -> float | None:
+        """Training time of the distilled run over that of the baseline; None across machines."""
+        ours, theirs = self.distilled.cost_seconds, self.baseline.cost_seconds
+        return ours / theirs if ours and theirs and self.distilled.machine == self.baseline.machine else None
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,8 @@ class Row:
     agreement: float | None
     ece: float | None
     train_seconds: float | None
-    time_ratio: float | None
+    train_cpu_seconds: float | None
+    cost_ratio: float | None
     flops: float | None
     baseline: str | None
     train_command: str | None
@@ -155,7 +153,8 @@ def table_rows(records: Sequence[Record]) -> list[Row]:
                     agreement=record.agreement,
                     ece=record.ece,
                     train_seconds=record.train_seconds,
-                    time_ratio=pair.time_ratio if pair else None,
+                    train_cpu_seconds=record.train_cpu_seconds,
+                    cost_ratio=pair.cost_ratio if pair else None,
                     flops=record.flops,
                     baseline=label[pair.baseline.path] if pair else None,
                     train_command=record.train_command,

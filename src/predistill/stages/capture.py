@@ -8,9 +8,9 @@ bytes as one that was never stopped.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from predistill.errors import RecipeError, StoreError, did_you_mean
 from predistill.files import write_atomic
 from predistill.fingerprint import file_sha256, row_hash
 from predistill.objective import Sampled, SparseTargets, TopK, TopP, TopPK, Truncation
+from predistill.runs import command_line
 from predistill.stages.inputs import pick_device
 from predistill.store import RowTargets, Store, StoreWriter
 from predistill.students.forward import head_of, hidden_states
@@ -36,8 +37,7 @@ __all__ = ["capture", "truncation_from_flags"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GROUP_TOKENS = 4096  # tokens of one forward pass of the teacher
 CHUNK_LOGITS = 1 << 25  # float32 logits held at once: 128 MiB
-CALIBRATION_GROUPS = 4  # whose kept words decide the frequency ranks
-SELF_TEST_GROUPS = 4
+SAMPLE_GROUPS = 4  # evenly spaced: their kept words decide the frequency ranks, their means are the self-test
 SAMPLING_SEED = 0
 
 
@@ -54,11 +54,16 @@ def capture(
     """Write the teacher's targets for every row of `split` to store `out`; a sealed store of the same is left alone.
 
     `dtype` is the teacher's precision: fp32, bf16 or fp16. `on_progress(rows done, rows)` is called after every group.
-    Raises StoreError when `out` was begun with other settings, TeacherError when the teacher does not fit the corpus.
+    Raises StoreError when `out` was begun with other settings, TeacherError when the teacher does not fit the corpus,
+    RecipeError for draws from anything but the teacher itself.
     """
     started = time.perf_counter(), time.process_time()
     if dtype not in DTYPES:
         raise RecipeError(f'--dtype is "{dtype}"{did_you_mean(dtype, DTYPES) or "."} One of {", ".join(DTYPES)}.')
+    if isinstance(truncation, Sampled) and truncation.proposal_temperature != 1:
+        raise RecipeError(
+            f"proposal_temperature is {truncation.proposal_temperature:g}, capture draws from the teacher: use 1."
+        )
     source, out = Corpus(corpus, split=split), Path(out)
     facts = _facts(teacher, source, truncation, dtype)
     if (out / "manifest.json").exists():
@@ -67,12 +72,11 @@ def capture(
     teaching = _Teaching(model, source, truncation)
     with StoreWriter(out, manifest=facts, permutation=_permutation(out, teaching)) as writer:
         before = len(writer.done_rows)
-        for rows in teaching.groups:
+        for group, rows in enumerate(teaching.groups):
             missing = [i for i, row in enumerate(rows) if int(row) not in writer]
             if missing:
-                targets, hashes = teaching.targets(rows)
-                for i in missing:
-                    writer.write(int(rows[i]), hashes[i], targets.row(i))
+                for record in teaching.records(group, missing, writer):
+                    writer.append(record)
             if on_progress is not None:
                 on_progress(int(rows[-1]) + 1, len(source))
         writer.seal(teaching.self_test(), rows_expected=len(source))
@@ -98,68 +102,72 @@ class _Teaching:
         self._model, self._corpus, self._truncation = model, corpus, truncation
         self._head, self._end_id = head_of(model), corpus.end_id if corpus.document_mask else None
         self._draws = truncation.draws if isinstance(truncation, Sampled) else 0
+        # The head, the cut and the packing of a piece are small: one thread each, side by side, beats all threads on
+        # one after the other. An accelerator wants one piece at a time.
+        threads = torch.get_num_threads() if model.device.type == "cpu" else 1
+        self._workers = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         size = group_rows(corpus.row_len)
         self.groups = [np.arange(i, min(i + size, len(corpus))) for i in range(0, len(corpus), size)]
+        self._sampled = {int(i) for i in np.linspace(0, len(self.groups) - 1, SAMPLE_GROUPS)}
+        self._kept: dict[int, RowTargets] = {}
 
-    def targets(self, rows: npt.NDArray[np.int64]) -> tuple[RowTargets, list[int]]:
-        """A group's targets in the store's form, and each row's token hash."""
+    def targets(self, group: int) -> RowTargets:
+        """A group's targets in the store's form; those of the sample are kept, for they are asked for three times."""
+        if group in self._kept:
+            return self._kept[group]
+        rows = self.groups[group]
+        targets = self._computed(rows)
+        if group in self._sampled:
+            self._kept[group] = targets
+        return targets
+
+    def sample(self) -> list[RowTargets]:
+        """The targets of the sample's groups."""
+        return [self.targets(group) for group in sorted(self._sampled)]
+
+    def records(self, group: int, chosen: list[int], writer: StoreWriter) -> Iterator[bytes]:
+        """The packed records of some of a group's rows, in order."""
+        targets, rows = self.targets(group), self.groups[group]
         ids, _ = self._corpus.rows(rows)
-        return self._row_targets(rows, list(self._pieces(rows, ids))), [row_hash(row) for row in ids]
+        return self._workers.map(lambda i: writer.packed(int(rows[i]), row_hash(ids[i]), targets.row(i)), chosen)
 
     @torch.inference_mode()
-    def _pieces(self, rows: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> Iterator[SparseTargets]:
-        """The group's targets, a few positions of one row at a time: [N, V] is never whole."""
-        ids_RT1 = torch.from_numpy(ids).to(self._model.device)
+    def _computed(self, rows: npt.NDArray[np.int64]) -> RowTargets:
+        """The group's targets: one forward pass, then its positions piece by piece, so that [N, V] is never whole."""
+        ids_RT1 = torch.from_numpy(self._corpus.rows(rows)[0]).to(self._model.device)
         hidden_RTD = hidden_states(self._model, ids_RT1[:, :-1], end_id=self._end_id)
-        vocab_size = self._corpus.vocab_size
-        size = max(1, CHUNK_LOGITS // vocab_size)
-        for row, hidden_TD, label_T in zip(rows, hidden_RTD, ids_RT1[:, 1:], strict=True):
-            for start in range(0, len(label_T), size):
-                logit_NV = self._head.logits(hidden_TD[start : start + size])[:, :vocab_size]
-                label_N = label_T[start : start + size]
-                if isinstance(self._truncation, Sampled):
-                    yield self._truncation(logit_NV, label_N, generator=_generator(int(row), start, logit_NV.device))
-                else:
-                    yield self._truncation(logit_NV, label_N)
-
-    def _row_targets(self, rows: npt.NDArray[np.int64], pieces: list[SparseTargets]) -> RowTargets:
-        """Padded tensors of consecutive positions as one set of CSR arrays."""
-
-        def column(name: str) -> npt.NDArray[np.float32] | None:
-            values = [getattr(piece, name) for piece in pieces]
-            return None if values[0] is None else torch.cat(values).cpu().numpy()
-
-        def entries(name: str) -> npt.NDArray[Any] | None:
-            if getattr(pieces[0], name) is None:
-                return None
-            return torch.cat([getattr(piece, name)[piece.ids_NK >= 0] for piece in pieces]).cpu().numpy()
-
-        ids_E, weight_E = entries("ids_NK"), entries("weight_NK")
-        assert ids_E is not None
-        lengths = torch.cat([(piece.ids_NK >= 0).sum(dim=1) for piece in pieces]).cpu().numpy()
+        row_len, size = self._corpus.row_len, max(1, CHUNK_LOGITS // self._corpus.vocab_size)
+        places = [(i, slice(start, start + size)) for i in range(len(rows)) for start in range(0, row_len, size)]
+        pieces = self._workers.map(
+            lambda place: self._piece(int(rows[place[0]]), place[1], hidden_RTD[place[0]], ids_RT1[place[0], 1:]),
+            places,
+        )
+        columns = {name: [piece[name] for piece in found] for found in [list(pieces)] for name in found[0]}
         return RowTargets(
-            row_ids=rows,
-            positions=self._corpus.row_len,
-            length_N=lengths.astype(np.int32),
-            ids_E=ids_E.astype(np.int32),
-            logprob_E=entries("logprob_NK"),
-            count_E=None if weight_E is None else np.rint(weight_E * self._draws).astype(np.int32),
-            log_rest_N=column("log_rest_N"),
-            entropy_N=column("entropy_N"),
-            logit_std_N=column("logit_std_N"),
-            label_logprob_N=column("label_logprob_N"),
+            row_ids=rows, positions=row_len, **{name: np.concatenate(values) for name, values in columns.items()}
         )
 
+    @torch.inference_mode()
+    def _piece(
+        self, row: int, part: slice, hidden_TD: torch.Tensor, label_T: torch.Tensor
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Some positions of one row, as the CSR arrays of RowTargets."""
+        logit_NV = self._head.logits(hidden_TD[part])[:, : self._corpus.vocab_size]
+        if isinstance(self._truncation, Sampled):
+            targets = self._truncation(logit_NV, label_T[part], generator=_generator(row, part.start, logit_NV.device))
+        else:
+            targets = self._truncation(logit_NV, label_T[part])
+        return _csr_arrays(targets, draws=self._draws)
+
     def self_test(self) -> dict[str, float | int]:
-        """What the manifest says of the capture: means over evenly spaced groups, recomputed when all rows are in."""
-        chosen = _spread(self.groups, SELF_TEST_GROUPS)
-        targets = [self.targets(rows)[0] for rows in chosen]
+        """What the manifest says of the capture: means over the sample, the same from a capture that was resumed."""
+        targets = self.sample()
 
         def mean(values: list[npt.NDArray[np.float32] | None]) -> float:
             return float(np.concatenate([v for v in values if v is not None]).mean(dtype=np.float64))
 
         facts: dict[str, float | int] = {
-            "rows": sum(len(rows) for rows in chosen),
+            "rows": sum(len(t.row_ids) for t in targets),
             "teacher_loss_nats": -mean([t.label_logprob_N for t in targets]),
             "mean_entropy_nats": mean([t.entropy_N for t in targets]),
             "mean_logit_std": mean([t.logit_std_N for t in targets]),
@@ -170,13 +178,25 @@ class _Teaching:
         return facts
 
 
+def _csr_arrays(targets: SparseTargets, *, draws: int) -> dict[str, npt.NDArray[Any]]:
+    """Padded tensors as the arrays that RowTargets holds; those that the truncation does not make are absent."""
+    kept_NK = targets.ids_NK >= 0
+    arrays = {
+        "length_N": kept_NK.sum(dim=1).int(),
+        "ids_E": targets.ids_NK[kept_NK].int(),
+        "logprob_E": None if targets.logprob_NK is None else targets.logprob_NK[kept_NK],
+        "count_E": None if targets.weight_NK is None else (targets.weight_NK[kept_NK] * draws).round().int(),
+        "log_rest_N": targets.log_rest_N,
+        "entropy_N": targets.entropy_N,
+        "logit_std_N": targets.logit_std_N,
+        "label_logprob_N": targets.label_logprob_N,
+    }
+    return {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
+
+
 def group_rows(row_len: int) -> int:
     """Rows of one aligned group: the teacher's batch, and later the unit that a worker claims."""
     return max(1, GROUP_TOKENS // row_len)
-
-
-def _spread(groups: list[npt.NDArray[np.int64]], count: int) -> list[npt.NDArray[np.int64]]:
-    return [groups[i] for i in sorted({int(i) for i in np.linspace(0, len(groups) - 1, count)})]
 
 
 def _generator(row: int, position: int, device: torch.device) -> torch.Generator:
@@ -186,13 +206,13 @@ def _generator(row: int, position: int, device: torch.device) -> torch.Generator
 
 
 def _permutation(out: Path, teaching: _Teaching) -> npt.NDArray[np.int64]:
-    """Frequency rank -> id from a calibration sample; fixed before the first row, and read again on resume."""
+    """Frequency rank -> id from the sample; fixed before the first row, and read again on resume."""
     path = out / "id_permutation.npy"
     if path.exists():
         return np.asarray(np.load(path), dtype=np.int64)
     counts = np.zeros(teaching._corpus.vocab_size, dtype=np.int64)
-    for rows in _spread(teaching.groups, CALIBRATION_GROUPS):
-        counts += np.bincount(teaching.targets(rows)[0].ids_E, minlength=len(counts))
+    for targets in teaching.sample():
+        counts += np.bincount(targets.ids_E, minlength=len(counts))
     return np.argsort(-counts, kind="stable")
 
 
@@ -240,7 +260,7 @@ def _finished(store: Store, facts: dict[str, Any]) -> Store:
 def _write_cost(out: Path, *, tokens: int, started: tuple[float, float]) -> None:
     seconds, cpu_seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     cost = {
-        "command": " ".join(["predistill", *sys.argv[1:]]),
+        "command": command_line(),
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "tokens": tokens,

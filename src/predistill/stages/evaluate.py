@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,16 @@ from predistill.corpus import Corpus
 from predistill.errors import RecipeError, RunError
 from predistill.evaluation.heldout import measure_heldout
 from predistill.files import write_atomic
-from predistill.runs import Run
+from predistill.runs import Run, command_line
 from predistill.stages.generate import continue_text, exported_model, load_tokenizer
 from predistill.stages.inputs import pick_device
 from predistill.students.build import load_model
 from predistill.students.card import model_card
-from predistill.teachers.load import load_teacher
+from predistill.teachers.load import load_teacher, teacher_name
 
 __all__ = ["evaluate"]
 
-PROMPTS = ("", "The ", "人")
+PROMPTS = ("The", "他", "")  # empty: the start of a document
 SAMPLE_TOKENS = 80
 
 
@@ -41,6 +40,8 @@ def evaluate(
     """
     if tasks != "heldout":
         raise RecipeError(f'--tasks is "{tasks}"; this version measures "heldout" only.')
+    if limit is not None and limit < 1:
+        raise RecipeError(f"--limit {limit}: give at least 1 row.")
     path = Path(run_or_model)
     run = Run(path) if (path / "recipe.yaml").exists() else None
     if corpus is None and run is None:
@@ -61,9 +62,9 @@ def evaluate(
     measured = measure_heldout(model, heldout, teacher=teacher_model, rows=limit, on_progress=on_progress)
     tokenizer, stats = load_tokenizer(model_path), heldout.split_stats
     record = {
-        "command": " ".join(["predistill", *sys.argv[1:]]),
+        "command": command_line(),
         "heldout": measured.record(
-            bytes_per_token=stats["bytes"] / stats["tokens"], teacher=None if teacher is None else Path(teacher).name
+            bytes_per_token=stats["bytes"] / stats["tokens"], teacher=None if teacher is None else teacher_name(teacher)
         ),
         "samples": [
             {"prompt": prompt, "text": continue_text(model, tokenizer, prompt, tokens=SAMPLE_TOKENS)}

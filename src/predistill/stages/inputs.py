@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from transformers import PretrainedConfig
 
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError
 from predistill.laws import training_bytes, training_flops
-from predistill.objective import Truncation
-from predistill.objective.narrower import check_narrower
+from predistill.objective import check_narrower
 from predistill.recipe import Recipe
+from predistill.runs import command_line
 from predistill.store import Store
 from predistill.students.build import student_config
+from predistill.teachers.stored import stored_truncation
 
 __all__ = ["Inputs", "open_inputs", "pick_device"]
 
@@ -38,7 +37,7 @@ class Inputs:
     def environment(self, recipe: Recipe) -> dict[str, Any]:
         """What environment.json keeps; `identity` is what must not differ when a run goes on."""
         return {
-            "command": " ".join(["predistill", *sys.argv[1:]]),
+            "command": command_line(),
             "identity": {
                 "corpus": [corpus.fingerprint for corpus in self.corpora],
                 "store": [store.manifest["store_id"] for store in self.stores],
@@ -54,7 +53,8 @@ class Inputs:
                         "totals": store.totals,
                         "bytes_by_stream": store.bytes_by_stream(),
                         "manifest": {
-                            key: store.manifest.get(key) for key in ("teacher", "truncation", "sampling", "self_test")
+                            key: store.manifest.get(key)
+                            for key in ("teacher", "tokenizer", "truncation", "sampling", "self_test")
                         },
                     }
                     for entry, store in zip(recipe.corpus, self.stores, strict=False)
@@ -95,7 +95,8 @@ class Inputs:
             "memory_bytes": training_bytes(
                 parameters=parameters,
                 vocab_size=self.config.vocab_size,
-                ffn=self.config.intermediate_size,
+                ffn=getattr(self.config, "intermediate_size", None)
+                or 4 * self.config.hidden_size,  # GPT-2 has no name for it
                 micro_batch_tokens=recipe.micro_batch_rows * row_len,
                 **shape,
             ),
@@ -109,13 +110,15 @@ def open_inputs(recipe: Recipe) -> Inputs:
     first = corpora[0]
     for entry, corpus in zip(recipe.corpus, corpora, strict=True):
         for what, value, expected in (
-            ("rows of", corpus.row_len, first.row_len),
-            ("a vocabulary of", corpus.vocab_size, first.vocab_size),
+            ("row length", corpus.row_len, first.row_len),
+            ("vocabulary", corpus.vocab_size, first.vocab_size),
+            ("tokenizer", corpus.manifest["tokenizer"]["sha256"], first.manifest["tokenizer"]["sha256"]),
+            ("document mask", corpus.document_mask, first.document_mask),
         ):
             if value != expected:
                 raise RecipeError(
-                    f"{entry.path} has {what} {value:,} tokens and {recipe.corpus[0].path} {expected:,}. "
-                    "Prepare both with the same tokenizer and --row-len."
+                    f"{entry.path} and {recipe.corpus[0].path} do not mix: {what} {value} and {expected}. "
+                    "Prepare both with the same tokenizer, --row-len and --document-mask."
                 )
         if len(corpus) == 0:
             raise RecipeError(
@@ -163,6 +166,5 @@ def _matching_store(path: str | None, corpus: Corpus, recipe: Recipe) -> Store:
                 f"{path}: was captured over another corpus ({what} {value}, this one has {expected}). "
                 "Capture it again with `predistill capture`, or train on the corpus named in its manifest."
             )
-    kept = store.manifest.get("truncation") or {k: v for k, v in store.manifest["sampling"].items() if k != "seed"}
-    check_narrower(recipe.truncation, TypeAdapter(Truncation).validate_python(kept))
+    check_narrower(recipe.truncation, stored_truncation(store))
     return store

@@ -176,7 +176,9 @@ def _written(writers: dict[str, SplitWriter], chosen: CorpusTokenizer, progress:
     def text_bytes(ids: IdArray) -> int:
         return len(chosen.tokenizer.decode(ids[ids != chosen.end_id].tolist(), skip_special_tokens=False).encode())
 
-    return {split: writer.finish(text_bytes=text_bytes, on_bytes=on_bytes) for split, writer in writers.items()}
+    stats = {split: writer.finish(text_bytes=text_bytes, on_bytes=on_bytes) for split, writer in writers.items()}
+    progress(total_bytes, total_bytes, "write")  # the tokens of the last, incomplete rows were dropped
+    return stats
 
 
 def _check_rows(train: SplitStats, out: Path, row_len: int) -> None:

@@ -24,8 +24,9 @@ __all__ = ["quickstart"]
 
 Shown = Callable[..., AbstractContextManager[Callable[..., None]]]
 
-TOKENS = 800_000
-HELD_OUT = 0.03
+TOKENS = 800_000  # a run; less where the text is so short that this would be more than MAX_EPOCHS
+MAX_EPOCHS = 4
+HELD_OUT = 0.03  # the embedded teacher never saw these documents of the sample
 
 
 def quickstart(out: str | Path, *, text: str | Path | None = None, seed: int = 0, shown: Shown) -> dict[str, Any]:
@@ -34,22 +35,18 @@ def quickstart(out: str | Path, *, text: str | Path | None = None, seed: int = 0
     `shown(title, unit, scale)` is entered around each long piece of work and yields `advance(done, total, note)`. Every
     piece goes on where it was: after a kill, run it again. Returns the figures, and `words`: four lines for a person.
     """
-    out = Path(out)
+    out, source = Path(out), sample_path() if text is None else Path(text)
     corpus_path, store_path = out / "corpus", out / "store"
     if not (corpus_path / "manifest.json").exists():
         with shown("prepare", "bytes") as advance:
-            prepare(
-                [text or sample_path()],
-                out=corpus_path,
-                tokenizer=tokenizer_path(),
-                held_out=HELD_OUT,
-                on_progress=advance,
-                overwrite=corpus_path.exists(),
-            )
+            prepare(source, out=corpus_path, tokenizer=tokenizer_path(), held_out=HELD_OUT, on_progress=advance)
     corpus = Corpus(corpus_path)
-    if len(corpus) == 0 or len(Corpus(corpus_path, split="held_out")) == 0:
+    if (made_from := corpus.manifest["sources"][0]["name"]) != source.name:
+        raise RunError(f"{out}: was begun with another text, {made_from}. Name another --out for {source.name}.")
+    if len(Corpus(corpus_path, split="held_out")) == 0:
         raise RunError(
-            f"{text}: too little text for training and held-out rows. Bring some hundred kilobytes, in many documents."
+            f"{source}: too little text to hold some out. Bring some hundred kilobytes in many documents, "
+            "and name another --out."
         )
     with shown("capture", "tokens", corpus.row_len) as advance:
         store = capture(
@@ -57,7 +54,7 @@ def quickstart(out: str | Path, *, text: str | Path | None = None, seed: int = 0
         )
     runs = {}
     for arm in ("lm", "pd"):
-        recipe = _recipe(arm, corpus_path, store_path, seed=seed)
+        recipe = _recipe(arm, corpus, store_path, seed=seed)
         with shown(f"train {arm}", "tokens", recipe.batch_tokens) as advance:
             runs[arm] = train(recipe, out=out / "runs" / recipe.name, on_record=_shown_steps(recipe, advance))
         with shown(f"evaluate {arm}", "tokens", corpus.row_len) as advance:
@@ -66,20 +63,21 @@ def quickstart(out: str | Path, *, text: str | Path | None = None, seed: int = 0
     return _findings(runs["lm"], runs["pd"], store, page)
 
 
-def _recipe(arm: str, corpus: Path, store: Path, *, seed: int) -> Recipe:
+def _recipe(arm: str, corpus: Corpus, store: Path, *, seed: int) -> Recipe:
     """The two arms differ in the teacher alone: same student, seed, tokens and learning rate."""
     teacher = {"kind": "stored" if arm == "pd" else "none"}
     content: dict[str, Any] = {
         "name": f"{arm}-seed{seed}",
         "seed": seed,
-        "corpus": [{"path": str(corpus), "store": str(store) if arm == "pd" else None}],
+        "corpus": [{"path": str(corpus.path), "store": str(store) if arm == "pd" else None}],
         "student": {"preset": "nano-s"},
         "teacher": teacher,
         "truncation": {"kind": "top_p_k", "p": 0.95, "k": 100},
+        "tail": {"kind": "ghost"},  # top-100 leaves a fifth of this teacher's mass out: renormalising it costs .23 nats
         "loss": {"kind": "kld"},
         "alpha": {"kind": "constant", "value": 0.9},
         "lr": {"kind": "wsd", "peak": 4e-3, "warmup_frac": 0.05, "decay_frac": 0.3, "floor": 0.1},
-        "tokens": TOKENS,
+        "tokens": min(TOKENS, MAX_EPOCHS * len(corpus) * corpus.row_len),
         "batch_tokens": 4096,
         "micro_batch_rows": 16,
     }

@@ -173,9 +173,12 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
 
 def _student(recipe: Recipe, inputs: Inputs, device: torch.device) -> PreTrainedModel:
     if recipe.student.from_ is None:
-        return build_student(inputs.config, seed=recipe.seed, device=device).train()
-    start = Path(recipe.student.from_)
-    return load_model(start / "model" if (start / "recipe.yaml").exists() else start, device=device).train()
+        model = build_student(inputs.config, seed=recipe.seed, device=device)
+    else:
+        start = Path(recipe.student.from_)
+        model = load_model(start / "model" if (start / "recipe.yaml").exists() else start, device=device)
+    model.train()
+    return model
 
 
 def _resume(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> _Clock:
@@ -203,8 +206,8 @@ def _step_record(
     count, kd_count = max(result.count, 1), max(result.kd_count, 1)
     if not math.isfinite(result.total) or not math.isfinite(result.grad_norm):
         raise RunError(
-            f"{run.path}: the loss or its gradient is not finite at step {clock.step} (loss {result.total / count:.4g}, "
-            f"gradient norm {result.grad_norm:.4g}). The last checkpoint is untouched; lower lr.peak, or set optimizer.clip."
+            f"{run.path}: not finite at step {clock.step} (loss {result.total / count:.4g}, gradient norm "
+            f"{result.grad_norm:.4g}). The last checkpoint is untouched; lower lr.peak, or set optimizer.clip."
         )
     return {
         "kind": "step",

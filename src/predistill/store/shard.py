@@ -122,7 +122,7 @@ class Shard:
         self.tail = parse_tail(os.pread(self._fd, TAIL_BYTES, max(0, size - TAIL_BYTES)), file_bytes=size)
 
     def __del__(self) -> None:  # the cache drops shards while other threads may still read them
-        if hasattr(self, "_fd"):
+        if hasattr(self, "_fd") and os is not None:  # at the interpreter's end the modules go first
             os.close(self._fd)
 
     def read(self, offset: int, size: int) -> bytes:

@@ -68,16 +68,17 @@ def encode_row(
     first_E = np.zeros(len(ids_E), bool)
     first_E[start_N[length_N > 0]] = True
     rank_E = rank_of_V[ids_E]
-    order_E = np.argsort(np.cumsum(first_E) << 32 | rank_E, kind="stable")  # by position, then rank
-    ascending_E = rank_E[order_E]
-    if np.any((ascending_E[1:] == ascending_E[:-1]) & ~first_E[1:]):
+    place_E = np.cumsum(first_E) << 32 | rank_E  # orders by position, then rank
+    ascending_E = np.sort(place_E)
+    if np.any(ascending_E[1:] == ascending_E[:-1]):
         raise ValueError("a position holds a token id twice")
     arrays: list[tuple[int, npt.NDArray[Any]]] = [(LENGTHS, _narrow(length_N))]
     if targets.sampled:
         assert targets.count_E is not None
         if targets.count_E.min(initial=1) < 1:
             raise ValueError("a count is below 1")
-        arrays.append((IDS, _differences(ascending_E, first_E)))
+        order_E = np.argsort(place_E)
+        arrays.append((IDS, _differences(rank_E[order_E], first_E)))
         arrays.append((COUNTS, _narrow(targets.count_E[order_E])))
         if targets.logprob_E is not None:
             arrays.append((LOGPROBS, _quantise(targets.logprob_E, grids["logprob"], "logprob_E")[order_E]))

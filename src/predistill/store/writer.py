@@ -105,25 +105,32 @@ class StoreWriter:
         When it returns, the record survives a kill of the process (not a power cut before the shard is sealed).
         Raises `StoreError` for a row that is already there and for targets the format cannot hold.
         """
-        if row_id in self:
-            raise StoreError(f"{self.path}: row {row_id:,} is already there. A row is captured once.")
+        self.append(self.packed(row_id, token_hash, targets))
+
+    def packed(self, row_id: int, token_hash: int, targets: RowTargets) -> bytes:
+        """The record that `append` takes. Changes nothing: several threads may pack at once."""
         assert row_id >= 0
         assert targets.row_ids.tolist() == [row_id]
         assert targets.sampled == ("sampling" in self._facts), "truncated or sampled: the facts say otherwise"
         try:
-            data = encode_row(targets, token_hash=token_hash, rank_of_V=self._rank_of_V, grids=self._grids)
+            return encode_row(targets, token_hash=token_hash, rank_of_V=self._rank_of_V, grids=self._grids)
         except ValueError as error:
             raise StoreError(f"{self.path}: row {row_id:,} cannot be stored: {error}.") from None
+
+    def append(self, data: bytes) -> None:
+        """Append a packed record; one thread at a time."""
         record = parse_head(data)
+        if record.row_id in self:
+            raise StoreError(f"{self.path}: row {record.row_id:,} is already there. A row is captured once.")
         self._check_alike(record)
         try:
             growing = self._growing or self._new_shard()
             growing.append(record, data)
-            self._mark(np.array([row_id]))
+            self._mark(np.array([record.row_id]))
             if growing.stats.bytes >= self._shard_bytes:
                 self._seal_shard(growing)
         except OSError as error:
-            raise StoreError(f"{self.path}: row {row_id:,} could not be written: {error.strerror}.") from None
+            raise StoreError(f"{self.path}: row {record.row_id:,} could not be written: {error.strerror}.") from None
 
     def seal(self, self_test: dict[str, Any], *, rows_expected: int) -> None:
         """Finish the store of rows 0 .. rows_expected - 1: last shard, index, manifest. Raises `StoreError`.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
-from predistill.errors import RecipeError, did_you_mean
+from predistill.errors import RecipeError, RunError, did_you_mean
 from predistill.students.presets import PRESETS, Preset
 
 __all__ = ["build_student", "load_model", "student_config"]
@@ -25,7 +27,10 @@ def student_config(name: str, *, vocab_size: int, row_len: int, end_id: int) -> 
         raise RecipeError(
             f'student.preset is "{name}"{hint} One of {", ".join(PRESETS)}, or the path of a Hugging Face config.json.'
         )
-    config: PretrainedConfig = AutoConfig.from_pretrained(name, local_files_only=True)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(f"{name}: not a Hugging Face configuration: {_first_line(error)}") from None
     config.vocab_size, config.bos_token_id, config.eos_token_id = vocab_size, end_id, end_id
     return config
 
@@ -40,14 +45,33 @@ def build_student(config: PretrainedConfig, *, seed: int, device: torch.device) 
 
 
 def load_model(path: Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model from a local Hugging Face directory (safetensors), or from a .gguf file."""
-    model: PreTrainedModel
+    """A model from a local Hugging Face directory (safetensors), or from a .gguf file.
+
+    Raises RunError for what is no model, or not all of one: Transformers would make up weights that are not there.
+    """
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path, "use_safetensors": True}
     if path.suffix == ".gguf":
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True)
+        where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    model: PreTrainedModel
+    found: dict[str, Any]
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be loaded as a causal language model: {_first_line(error)}") from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise RunError(
+            f"{path}: cannot be loaded as a causal language model: {len(missing)} of its weights are not there "
+            f"({missing[0]}). Restore a whole copy."
+        )
     model.to(device)  # type: ignore[arg-type]  # as above
     return model
+
+
+def _first_line(error: Exception) -> str:
+    return f"{str(error).strip().splitlines()[0].rstrip('.')}." if str(error).strip() else f"{type(error).__name__}."
 
 
 def _llama_config(preset: Preset, *, vocab_size: int, row_len: int, end_id: int) -> LlamaConfig:

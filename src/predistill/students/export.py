@@ -20,6 +20,8 @@ def export_student(model: PreTrainedModel, *, out: Path, tokenizer: Path, card: 
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
+    for file in temporary.iterdir():
+        file.chmod(0o644)  # the weights arrive as 0600, and a packaged model must be readable by all
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, temporary / name)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from predistill.errors import TeacherError
+from predistill.errors import RunError, TeacherError
 from predistill.fingerprint import file_sha256
 from predistill.students.build import load_model
 
-__all__ = ["load_teacher", "teacher_facts"]
+__all__ = ["load_teacher", "teacher_facts", "teacher_name"]
 
 
 def load_teacher(path: str | Path, *, vocab_size: int, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -23,9 +23,8 @@ def load_teacher(path: str | Path, *, vocab_size: int, device: torch.device, dty
     where = _model_dir(Path(path))
     try:
         model = load_model(where, device=device, dtype=dtype)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TeacherError(f"{path}: cannot be loaded as a causal language model: {reason}") from error
+    except RunError as error:
+        raise TeacherError(str(error)) from error
     columns = model.get_output_embeddings().weight.shape[0]
     if columns < vocab_size:
         raise TeacherError(
@@ -40,7 +39,13 @@ def teacher_facts(path: str | Path) -> dict[str, Any]:
     a teacher changes nothing."""
     where = _model_dir(Path(path))
     weights = [where] if where.is_file() else sorted(where.glob("*.safetensors"))
-    return {"name": Path(path).name, "sha256": [file_sha256(file) for file in weights]}
+    return {"name": teacher_name(path), "sha256": [file_sha256(file) for file in weights]}
+
+
+def teacher_name(path: str | Path) -> str:
+    """What a teacher is called in records: the last part of its path, or the run's when it is a run's model."""
+    path = Path(path)
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _model_dir(path: Path) -> Path:

@@ -3,15 +3,18 @@
 # n rows  T position  N = n*T  K kept entries  E all kept entries
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import TypeAdapter
 
 from predistill.fingerprint import row_hash
-from predistill.objective import SparseTargets, Truncation
+from predistill.objective import Sampled, SparseTargets, Truncation
 from predistill.store import RowTargets, Store
 
-__all__ = ["StoredTeacher", "padded_targets"]
+__all__ = ["StoredTeacher", "padded_targets", "stored_truncation"]
 
 
 class StoredTeacher:
@@ -19,28 +22,41 @@ class StoredTeacher:
 
     def __init__(self, store: Store, *, truncation: Truncation, device: torch.device) -> None:
         self._store, self._truncation, self._device = store, truncation, device
-        sampling = store.manifest.get("sampling")
-        self._draws = None if sampling is None else int(sampling["draws"])
+        self._kept = stored_truncation(store)
+        self._draws = self._kept.draws if isinstance(self._kept, Sampled) else None
 
     def targets(self, rows: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> SparseTargets:
-        """Targets [n*T, K] of corpus rows `rows`, whose token ids are `ids` [n, T + 1].
+        """Targets [n*T, K] of corpus rows `rows`, whose token ids are `ids` [n, T + 1]; a row's never depend on which
+        rows stand beside it.
 
         Raises StoreError when a record is damaged or was made from other tokens.
         """
         hashes = np.array([row_hash(row) for row in ids], dtype=np.uint64)
-        stored = self._store.rows(rows, token_hashes=hashes)
-        return self._truncation.narrow(padded_targets(stored, draws=self._draws, device=self._device))
+        wanted = () if self._draws is None else ("entropy_N",)  # all that a loss reads beside the kept entries
+        stored = self._store.rows(rows, token_hashes=hashes, fields=wanted)
+        targets = padded_targets(stored, draws=self._draws, device=self._device)
+        if self._truncation == self._kept:  # cut again, the grid's rounding could drop the last entry of a top-p
+            return targets
+        if isinstance(self._truncation, Sampled):
+            return _thinned(targets, rows, self._truncation)
+        return self._truncation.narrow(targets)
+
+
+def stored_truncation(store: Store) -> Truncation:
+    """What decided which entries the store holds."""
+    kept = store.manifest.get("truncation") or {k: v for k, v in store.manifest["sampling"].items() if k != "seed"}
+    truncation: Truncation = TypeAdapter(Truncation).validate_python(kept)
+    return truncation
 
 
 def padded_targets(stored: RowTargets, *, draws: int | None, device: torch.device) -> SparseTargets:
-    """CSR arrays as padded tensors; `draws` is given for a sampled store, whose weights are counts / draws
-    (times p / proposal where the proposal was not p)."""
+    """CSR arrays as padded tensors; `draws` is given for a sampled store, whose weights are counts / draws."""
     lengths = stored.length_N.astype(np.int64)
     width = max(int(lengths.max(initial=0)), 1)
     kept_NK = np.arange(width) < lengths[:, None]
 
     def padded(values: npt.NDArray[np.generic], fill: float, dtype: type) -> torch.Tensor:
-        array = np.full(kept_NK.shape, fill, dtype=dtype)
+        array: npt.NDArray[np.generic] = np.full(kept_NK.shape, fill, dtype=dtype)
         array[kept_NK] = values
         return torch.from_numpy(array).to(device)
 
@@ -61,4 +77,26 @@ def padded_targets(stored: RowTargets, *, draws: int | None, device: torch.devic
         logit_std_N=column(stored.logit_std_N),
         label_logprob_N=column(stored.label_logprob_N),
         lse_tau_N=column(stored.normaliser_N),
+        draws=draws,
+    )
+
+
+def _thinned(targets: SparseTargets, rows: npt.NDArray[np.int64], fewer: Sampled) -> SparseTargets:
+    """Fewer of the stored draws, chosen row by row with random numbers that are a row's own."""
+    row_len = len(targets.ids_NK) // len(rows)
+    parts = [
+        fewer.narrow(
+            targets.select(slice(i * row_len, (i + 1) * row_len)),
+            generator=torch.Generator(targets.ids_NK.device).manual_seed(int(row)),
+        )
+        for i, row in enumerate(rows)
+    ]
+    weights = [part.weight_NK for part in parts if part.weight_NK is not None]
+    logprobs = [part.logprob_NK for part in parts if part.logprob_NK is not None]
+    return replace(
+        targets,
+        ids_NK=torch.cat([part.ids_NK for part in parts]),
+        weight_NK=torch.cat(weights),
+        logprob_NK=torch.cat(logprobs) if logprobs else None,
+        draws=fewer.draws,
     )

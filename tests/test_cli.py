@@ -1,0 +1,280 @@
+"""The command line: exit codes, JSON from every verb on request, sentences for people, and a dry run that is dry."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from predistill import __version__
+from predistill.cli import app, main
+from predistill.corpus import Corpus
+from predistill.errors import Stopped
+from predistill.runs import Run
+from predistill.store import Store
+from predistill.students import PRESETS
+from tests.made import STEPS, files_below, recipe_content
+from tests.processes import predistill
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> str:
+        """Standard error in one line."""
+        return " ".join(self.err.split())
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """`predistill ARGV` in this process: what `main` does, without the seconds of a start."""
+
+    def run(*argv: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["predistill", *map(str, argv)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def written(folder: Path, content: dict[str, Any]) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_a_real_process_exits_0_when_done_and_2_when_the_user_must_change_something(
+    lm_run: Run, tmp_path: Path
+) -> None:
+    done = predistill("generate", lm_run.path, "The ", "--tokens", "3", "--json")
+    assert (done.returncode, done.stderr) == (0, "")  # no bar or warning of a library either
+    assert json.loads(done.stdout)["prompt"] == "The "
+    wrong = predistill("train", tmp_path / "none.yaml", "--out", tmp_path / "run")
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip() == f"{tmp_path / 'none.yaml'}: no such recipe. Examples are in recipes/nano/."
+    assert wrong.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_the_package_s(call: Callable[..., Ended]) -> None:
+    assert call("--version") == (0, f"predistill {__version__}\n", "")
+
+
+def test_a_wrong_option_exits_2_in_words(call: Callable[..., Ended]) -> None:
+    ended = call("train", "--frobnicate")
+    assert ended.code == 2
+    assert "frobnicate" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_stopped_and_saved_exits_3(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stopping(path: Path) -> list[Run]:
+        raise Stopped(f"{path}: stopped, saved.")
+
+    monkeypatch.setattr("predistill.runs.find_runs", stopping)
+    ended = call("runs", tmp_path)
+    assert ended.code == 3
+    assert "stopped, saved." in ended.words
+
+
+def test_an_interrupt_exits_3_in_words(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_path: Path) -> list[Run]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("predistill.runs.find_runs", interrupted)
+    ended = call("runs")
+    assert ended.code == 3
+    assert "run the same command again to go on" in ended.words
+
+
+def test_our_own_bug_is_not_dressed_up(call: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_path: Path) -> list[Run]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("predistill.runs.find_runs", broken)
+    with pytest.raises(ZeroDivisionError):
+        call("runs")
+
+
+def test_every_verb_has_json(call: Callable[..., Ended]) -> None:
+    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
+    assert verbs == {"quickstart", "prepare", "capture", "train", "evaluate", "generate", "report", "runs"}
+    for verb in [*verbs, "store inspect", "store verify"]:
+        assert "--json" in call(*verb.split(), "--help").out, verb
+
+
+def test_prepare_in_json_and_in_words(call: Callable[..., Ended], sample_text: Path, tmp_path: Path) -> None:
+    flags = ("--train-tokenizer", "300", "--row-len", "32", "--held-out", "0.2", "--processes", "1", "--json")
+    ended = call("prepare", sample_text, "--out", tmp_path / "c", *flags)
+    facts = json.loads(ended.out)
+    assert (ended.code, ended.err) == (0, "")
+    assert facts["fingerprint"] == Corpus(tmp_path / "c").fingerprint
+    again = call("prepare", sample_text, "--out", tmp_path / "c", *flags)
+    assert (again.code, again.out) == (2, "")
+    assert "--overwrite" in again.words
+    words = call("prepare", sample_text, "--out", tmp_path / "c", *flags[:-1], "--overwrite")
+    assert words.code == 0
+    assert f"{facts['splits']['train']['rows']:,} rows" in words.out
+
+
+def test_capture_and_store_in_json_and_in_words(
+    call: Callable[..., Ended], corpus: Path, lm_run: Run, tmp_path: Path
+) -> None:
+    flags = ("--teacher", lm_run.path, "--corpus", corpus, "--out", tmp_path / "s", "--top-k", "5")
+    ended = call("capture", *flags, "--json")
+    facts = json.loads(ended.out)
+    assert (ended.code, ended.err) == (0, "")
+    assert facts["rows"] == len(Corpus(corpus))
+    assert facts["bytes_per_token"] == facts["bytes"] / facts["positions"]
+    assert f"{facts['rows']:,}" in call("capture", *flags).out
+
+    inspected = json.loads(call("store", "inspect", tmp_path / "s", "--json").out)
+    streams = {name: size for name, size in inspected.items() if name.startswith("bytes_")}
+    assert sum(streams.values()) == inspected["bytes"] == facts["bytes"]
+    assert inspected["manifest"] == Store(tmp_path / "s").manifest
+    assert "teacher loss nats" in call("store", "inspect", tmp_path / "s").out
+
+    assert json.loads(call("store", "verify", tmp_path / "s", "--json").out) == {"rows": facts["rows"], "intact": True}
+    assert "every checksum matches" in call("store", "verify", tmp_path / "s").out
+    shard = next((tmp_path / "s" / "shards").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 4
+    shard.write_bytes(data)
+    damaged = call("store", "verify", tmp_path / "s", "--json")
+    assert (damaged.code, damaged.out) == (2, "")
+    assert "damaged" in damaged.words
+
+
+def test_train_in_json_and_in_words(call: Callable[..., Ended], corpus: Path, tmp_path: Path) -> None:
+    recipe, out = written(tmp_path, recipe_content(corpus)), tmp_path / "run"
+    ended = call("train", recipe, "tokens=1024", "--out", out, "--json")
+    facts = json.loads(ended.out)
+    assert (ended.code, ended.err) == (0, "")
+    assert facts == {"run": str(out), **(Run(out).done or {})}
+    assert facts["tokens"] == 1024
+    assert call("train", recipe, "tokens=1024", "--out", out).code == 0
+    other = call("train", recipe, "tokens=2048", "--out", out, "--json")
+    assert (other.code, other.out) == (2, "")
+    assert "other recipe: tokens was 1024, now 2048" in other.words
+    assert call("train", recipe, "tokens=2048", "--out", out, "--overwrite", "--json").code == 0
+    assert Run(out).recipe["tokens"] == 2048
+
+
+def test_the_default_run_directory_is_named_by_the_recipe(
+    call: Callable[..., Ended], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = written(tmp_path, recipe_content(corpus, tokens=512))
+    assert json.loads(call("train", recipe, "name=mine", "--json").out)["run"] == "runs/mine"
+    assert Run(tmp_path / "runs" / "mine").done is not None
+
+
+def test_a_dry_run_tells_the_sizes_and_writes_nothing(
+    call: Callable[..., Ended], corpus: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = written(tmp_path, recipe_content(corpus, store))
+    places = (tmp_path, corpus, store)
+    before = [files_below(place) for place in places]
+    monkeypatch.chdir(tmp_path)
+    for flags in ((), ("--out", tmp_path / "run"), ("--overwrite",)):
+        facts = json.loads(call("train", recipe, "--dry-run", "--json", *flags).out)
+        assert facts["parameters"] == PRESETS["nano-xs"].parameters(Corpus(corpus).vocab_size)
+        assert facts["steps"] == STEPS
+        assert facts["flops"] > 0
+        assert facts["memory_bytes"]["optimizer"] == 8 * facts["parameters"]
+        assert facts["store_bytes"] == Store(store).totals["bytes"]
+        assert facts["recipe"]["student"]["preset"] == "nano-xs"
+        words = call("train", recipe, "--dry-run", *flags).out
+        for name in ("parameters", "flops", "memory bytes weights", "store bytes", f"{facts['parameters']:,}"):
+            assert name in words
+    assert [files_below(place) for place in places] == before
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_dry_run_refuses_what_a_run_would(call: Callable[..., Ended], corpus: Path, tmp_path: Path) -> None:
+    recipe = written(tmp_path, recipe_content(corpus, loss={"kind": "kdl"}))
+    ended = call("train", recipe, "--dry-run", "--json")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.words.startswith(f'{recipe}: loss.kind is "kdl"; did you mean "kld"?')
+
+
+def test_evaluate_generate_report_and_runs_in_json_and_in_words(
+    call: Callable[..., Ended], lm_run: Run, pd_run: Run, tmp_path: Path
+) -> None:
+    for run in (lm_run, pd_run):
+        shutil.copytree(run.path, tmp_path / "runs" / run.path.name)
+    lm, pd = tmp_path / "runs" / "lm", tmp_path / "runs" / "pd"
+    for path in (lm, pd):
+        ended = call("evaluate", path, "--teacher", pd_run.path, "--limit", "4", "--json")
+        assert (ended.code, ended.err) == (0, "")
+        assert json.loads(ended.out) == Run(path).evaluation
+    assert "teacher kl nats" in call("evaluate", lm, "--teacher", pd_run.path, "--limit", "4").out
+
+    written_text = json.loads(call("generate", lm, "The ", "--tokens", "9", "--json").out)
+    assert written_text["prompt"] == "The "
+    assert call("generate", lm, "The ", "--tokens", "9").out.rstrip("\n") == ("The " + written_text["text"]).rstrip(
+        "\n"
+    )
+
+    page = Path(json.loads(call("report", tmp_path / "runs", "--json").out)["page"])
+    assert page == tmp_path / "runs" / "report.html"
+    assert page.read_text(encoding="utf-8").lstrip().startswith("<!")
+    assert call("report", tmp_path / "runs", "--out", tmp_path / "other.html").out.strip() == str(
+        tmp_path / "other.html"
+    )
+
+    listed = json.loads(call("runs", tmp_path / "runs", "--json").out)["runs"]
+    assert [(line["run"], line["step"], line["steps"], line["state"]) for line in listed] == [
+        (str(lm), STEPS, STEPS, "done"),
+        (str(pd), STEPS, STEPS, "done"),
+    ]
+    (pd / "DONE").unlink()
+    assert f"{pd}  {STEPS} of {STEPS} steps  not finished" in call("runs", tmp_path / "runs").out
+    assert json.loads(call("runs", tmp_path / "none", "--json").out) == {"runs": []}
+
+
+def test_quickstart_in_json(
+    call: Callable[..., Ended], sample_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from predistill.stages import quickstart as stage
+
+    monkeypatch.setattr(stage, "TOKENS", 5000)
+    monkeypatch.setattr(stage, "HELD_OUT", 0.15)
+    ended = call("quickstart", "--out", tmp_path / "q", "--text", sample_text, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    facts = json.loads(ended.out)
+    assert facts["page"] == str(tmp_path / "q" / "report.html")
+    assert facts["gain_nats"] == facts["lm_loss_nats"] - facts["pd_loss_nats"]
+
+
+def test_no_verb_shows_a_traceback_for_what_is_not_there(call: Callable[..., Ended], tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    for argv in (
+        ("prepare", none, "--out", tmp_path / "c", "--train-tokenizer", "300"),
+        ("capture", "--teacher", none, "--corpus", none, "--out", tmp_path / "s"),
+        ("evaluate", none),
+        ("generate", none),
+        ("report", none),
+        ("store", "inspect", none),
+        ("store", "verify", none),
+    ):
+        ended = call(*argv)
+        assert ended.code == 2, argv
+        assert str(none) in ended.words
+        assert ended.words.endswith(".")
+        assert ended.out == ""
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,117 @@
+"""Ten kills each, at random moments, in training and in capture; the record goes to benchmarks/results/torture.json.
+
+The fast laws kill twice (tests/stages); here the same helper kills on, so that starts, steps, checkpoints, shards and
+seals are all hit. $PREDISTILL_TORTURE_SEED repeats the choice of moments, if not the machine's timing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from predistill.recipe import read_recipe
+from predistill.runs import Run
+from predistill.stages.capture import capture
+from predistill.stages.train import train
+from predistill.store import Store
+from tests.made import BATCH_ROWS, ROW_LEN, files_below, recipe_content, timeless, weights
+from tests.processes import Forks, Kill, bytes_below, kill_then_finish, lines_of
+
+pytestmark = pytest.mark.slow
+
+KILLS = 10
+ATTEMPTS = 5
+STEPS = 200
+SEED = int(os.environ.get("PREDISTILL_TORTURE_SEED", secrets.randbelow(1 << 32)))
+RECORD = Path(__file__).parents[2] / "benchmarks" / "results" / "torture.json"
+
+Attempt = Callable[[int], tuple[list[Kill], dict[str, bool]]]
+
+
+def test_training_killed_ten_times_ends_as_if_never_killed(
+    corpus: Path, store: Path, forks: Forks, tmp_path: Path
+) -> None:
+    content = recipe_content(corpus, store, tokens=STEPS * BATCH_ROWS * ROW_LEN, evaluate_every=20, checkpoint_every=9)
+    whole = train(read_recipe(content), out=tmp_path / "whole")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    moments = random.Random(SEED)
+
+    def attempt(number: int) -> tuple[list[Kill], dict[str, bool]]:
+        out = tmp_path / f"run{number}"
+        kills = kill_then_finish(
+            forks,
+            ("train", recipe, "--out", out),
+            log=tmp_path / "log",
+            progress=lambda: lines_of(out / "metrics.jsonl"),
+            total=len(whole.metrics()),
+            times=KILLS,
+            moments=moments,
+        )
+        killed = Run(out)
+        return kills, {
+            "metrics equal line for line": timeless(killed) == timeless(whole),
+            "weights equal to the bit": weights(killed) == weights(whole),
+        }
+
+    tortured("training", "lines of metrics.jsonl", attempt)
+
+
+def test_capture_killed_ten_times_has_the_bytes_of_one_never_killed(
+    corpus: Path, lm_run: Run, forks: Forks, tmp_path: Path
+) -> None:
+    from predistill.objective import TopPK
+
+    whole = tmp_path / "whole"
+    capture(lm_run.path, corpus=corpus, out=whole, truncation=TopPK(p=0.95, k=100))
+    expected = store_files(whole)
+    moments = random.Random(SEED + 1)
+
+    def attempt(number: int) -> tuple[list[Kill], dict[str, bool]]:
+        out = tmp_path / f"store{number}"
+        kills = kill_then_finish(
+            forks,
+            ("capture", "--teacher", lm_run.path, "--corpus", corpus, "--out", out),
+            log=tmp_path / "log",
+            progress=lambda: bytes_below(out / "shards"),
+            total=bytes_below(whole / "shards"),
+            times=KILLS,
+            moments=moments,
+        )
+        Store(out).verify()
+        return kills, {"every file equal byte for byte": store_files(out) == expected}
+
+    tortured("capture", "bytes of shards", attempt)
+
+
+def store_files(path: Path) -> dict[str, bytes]:
+    return {name: data for name, data in files_below(path).items() if name != "capture.json"}
+
+
+def tortured(what: str, unit: str, attempt: Attempt) -> None:
+    """Attempts until one was killed as often as it should; every one of them must come out right."""
+    attempts: list[dict[str, Any]] = []
+    while len(attempts) < ATTEMPTS and (not attempts or len(attempts[-1]["kills"]) < KILLS):
+        kills, outcomes = attempt(len(attempts))
+        attempts.append({"kills": [asdict(kill) for kill in kills], "outcomes": outcomes})
+    record(what, {"unit of progress": unit, "attempts": attempts})
+    assert all(all(entry["outcomes"].values()) for entry in attempts), attempts
+    assert len(attempts[-1]["kills"]) == KILLS, "no attempt was killed often enough before it ended"
+
+
+def record(what: str, entry: dict[str, Any]) -> None:
+    """Put one part of the record beside the others."""
+    found = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    found |= {what: {"seed": SEED, "date": time.strftime("%Y-%m-%d"), "kills_wanted": KILLS, **entry}}
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    RECORD.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
