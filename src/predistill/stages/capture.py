@@ -167,7 +167,7 @@ class _Teaching:
             return float(np.concatenate([v for v in values if v is not None]).mean(dtype=np.float64))
 
         facts: dict[str, float | int] = {
-            "rows": sum(len(t.row_ids) for t in targets),
+            "sample_rows": sum(len(t.row_ids) for t in targets),
             "teacher_loss_nats": -mean([t.label_logprob_N for t in targets]),
             "mean_entropy_nats": mean([t.entropy_N for t in targets]),
             "mean_logit_std": mean([t.logit_std_N for t in targets]),
