@@ -172,7 +172,9 @@ def test_a_run_goes_on_past_a_damaged_newest_checkpoint(
     state.write_bytes(data)
     shutil.rmtree(out / "model")
     resumed = train(read_recipe(pd_run.recipe), out=out)
-    assert f"{checkpoints[-1]}: passed over" in capsys.readouterr().out.replace("\n", "")
+    said = capsys.readouterr()
+    assert f"{checkpoints[-1]}: passed over" in said.err.replace("\n", "")
+    assert said.out == "", "stdout belongs to --json"
     assert timeless(resumed) == timeless(pd_run)
     assert weights(resumed) == weights(pd_run)
 

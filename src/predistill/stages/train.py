@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -184,7 +185,7 @@ def _student(recipe: Recipe, inputs: Inputs, device: torch.device) -> PreTrained
 def _resume(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> _Clock:
     path, damaged = latest_checkpoint(run.path / "checkpoints")
     for sentence in damaged:
-        print(sentence)
+        print(sentence, file=sys.stderr)  # stdout may be one JSON object
     if path is None:
         return _Clock()
     state = load_checkpoint(path, device=model.device)
