@@ -6,15 +6,17 @@ Everything runs on one thread: the laws here are about bits, and two threads add
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before torch is loaded, here and in the processes that tests start
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the console script sets it before Transformers is loaded; so here
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # forks follow
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is loaded, which torch may do at any time
 
 import json  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import zstandard  # noqa: E402

@@ -11,17 +11,25 @@ from pydantic import TypeAdapter
 from predistill import objective
 from predistill.errors import RecipeError
 from predistill.objective import (
+    JSD,
     KLD,
     MSE,
     NLL,
+    WTTM,
     AsSampled,
+    Decoupled,
+    Full,
     Ghost,
+    NormKD,
     Renormalise,
+    ReverseKLD,
     Sampled,
     Static,
+    StdScaled,
     ToLabel,
     TopK,
     TopPK,
+    Uniform,
     Zero,
     check_combination,
     check_narrower,
@@ -36,12 +44,16 @@ HINTON = Static(value=2.0, sides="both")
     ("loss", "tail", "temperature", "message"),
     [
         (MSE(), Ghost(), Static(), "use tail renormalise or zero, or loss kld"),
-        (MSE(), AsSampled(), Static(), "use loss nll or kld"),
+        (MSE(), AsSampled(), Static(), "loss nll and kld only"),
         (MSE(space="logits"), Renormalise(), HINTON, "use temperature sides teacher"),
-        (KLD(), Ghost(), Static(value=2.0), "tail ghost at temperature 2 .* use tail renormalise"),
-        (NLL(), ToLabel(), HINTON, "tail to_label at temperature 2"),
-        (KLD(), Zero(), Static(value=0.5), "tail zero at temperature 0.5"),
-        (NLL(), AsSampled(), Static(value=2.0), "set temperature value to 1"),
+        (MSE(), Renormalise(), NormKD(), "temperature static only"),
+        (ReverseKLD(), ToLabel(), Static(), "use tail renormalise, ghost or uniform, or loss kld"),
+        (JSD(), Uniform(), Static(), "use tail renormalise, zero, to_label or ghost"),
+        (NLL(), Decoupled(), Static(), "use loss kld, or tail ghost"),
+        (KLD(), Decoupled(), Static(value=2.0), r"its own tail\.tau"),
+        (NLL(), Renormalise(), NormKD(), "norm_kd goes with loss kld only"),
+        (JSD(), Renormalise(), WTTM(), "wttm goes with loss kld only"),
+        (NLL(), AsSampled(), Static(value=2.0), "use static with value 1"),
     ],
 )
 def test_a_refusal_names_the_reason_and_the_nearest_allowed(
@@ -51,7 +63,21 @@ def test_a_refusal_names_the_reason_and_the_nearest_allowed(
         check_combination(loss, tail, temperature)
 
 
-@pytest.mark.parametrize("loss", [NLL(), KLD(), MSE()], ids=lambda loss: loss.kind)
+@pytest.mark.parametrize("tail", [Ghost(), ToLabel(), Uniform(), Zero()], ids=lambda tail: tail.kind)
+def test_a_tempered_tail_needs_targets_that_know_the_tempered_mass(tail: Any) -> None:
+    top = TopPK(p=0.95, k=100)
+    check_combination(KLD(), tail, Static(value=2.0), top)  # the targets may hold it; nobody knows yet
+    check_combination(KLD(), tail, Static(value=2.0), top, taus=(2.0,))
+    check_combination(KLD(), tail, Static(value=2.0), Full(), taus=())
+    check_combination(KLD(), tail, NormKD(), Full())
+    for taus in ((), (0.5,)):
+        with pytest.raises(RecipeError, match=f"tail {tail.kind} at temperature 2 .* use tail renormalise"):
+            check_combination(KLD(), tail, Static(value=2.0), top, taus=taus)
+    with pytest.raises(RecipeError, match=r"temperature std .* use tail renormalise, or truncation full"):
+        check_combination(KLD(), tail, StdScaled(), top)
+
+
+@pytest.mark.parametrize("loss", [NLL(), KLD(), ReverseKLD(), JSD(), MSE()], ids=lambda loss: loss.kind)
 def test_renormalise_goes_with_every_loss_and_teacher_temperature(loss: Any) -> None:
     for value in (0.05, 1.0, 10.0):
         check_combination(loss, Renormalise(), Static(value=value), TopPK(p=0.95, k=100))
@@ -66,11 +92,15 @@ def test_sampled_targets_and_their_tail_go_together_and_with_nothing_else() -> N
 
 
 def test_the_table_holds_every_kind_of_loss_and_tail() -> None:
-    for union, shown in ((objective.Loss, LOSSES), (objective.Tail, TAILS)):
+    for union, shown in (
+        (objective.Loss, LOSSES),
+        (objective.Tail, TAILS),
+        (objective.Temperature, TEMPERATURES.values()),
+    ):
         assert {type(choice) for choice in shown} == set(get_args(get_args(union)[0]))
     rows = [line for line in objective_table().splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(LOSSES) * len(TAILS)
-    assert all(row.count("|") == len(TEMPERATURES) + 4 for row in rows)
+    assert all(row.count("|") == len(TEMPERATURES) + 5 for row in rows)
 
 
 def test_the_document_opens_with_the_table() -> None:
@@ -110,6 +140,9 @@ def test_the_unions_refuse_unknown_keys_and_unknown_kinds(union: str) -> None:
         (Sampled(draws=20, proposal_temperature=2.0), Sampled(draws=50), False),
         (Sampled(draws=20), TopK(k=100), False),
         (TopK(k=10), Sampled(draws=50), False),
+        (Full(), objective.TopP(p=1.0), False),
+        (TopK(k=10), Full(), True),
+        (Full(), Full(), True),
     ],
 )
 def test_narrower_is_a_partial_order(wanted: Any, kept: Any, allowed: bool) -> None:

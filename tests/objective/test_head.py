@@ -3,43 +3,66 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from predistill.errors import RecipeError
 from predistill.objective import (
+    JSD,
     KLD,
     MSE,
     NLL,
+    WTTM,
+    All,
     AsSampled,
+    Decoupled,
+    DropLowTeacherEntropy,
+    EntropyScaled,
+    Full,
     Ghost,
+    NormKD,
     Renormalise,
+    ReverseKLD,
     SparseTargets,
     Static,
+    StdScaled,
     ToLabel,
     TopK,
     TopPK,
+    TopStudentEntropy,
+    Uniform,
     Zero,
     distill_loss,
+    head,
     linear_distill_loss,
 )
-from predistill.objective.combine import refusal
+from predistill.objective.combine import needs_all, refusal
 from predistill.objective.table import LOSSES, TAILS
 
+ROW_LEN = 8
 TEMPERATURES = (
     Static(value=1.0),
     Static(value=2.0),
     Static(value=0.3),
     Static(value=2.0, sides="both"),
     Static(value=0.5, sides="both"),
+    Static(value=3.0, sides="both"),
+    NormKD(scale=0.8),
+    WTTM(value=1.7),
+    StdScaled(value=1.2, strength=1.0, low=0.7, high=2.5, reference=2.0),
+    EntropyScaled(value=1.1, strength=-0.5, low=0.5, high=3.0, reference=2.0),
 )
+POSITIONS = (All(), TopStudentEntropy(frac=0.4), DropLowTeacherEntropy(frac=0.3))
 ALLOWED = [
-    pytest.param(loss, tail, temperature, id=f"{loss}-{tail.kind}-{temperature.value}-{temperature.sides}")
-    for loss in LOSSES
+    pytest.param(loss, tail, temperature, id=f"{loss}-{tail.kind}-{temperature}")
+    for loss in (*LOSSES, JSD(beta=0.2))
     for tail in TAILS
     for temperature in TEMPERATURES
     if refusal(loss, tail, temperature) is None
@@ -58,42 +81,52 @@ def capped_logits(problem: Any, *, scale: float, softcap: float | None) -> Tenso
 
 
 def dense_total(
-    problem: Any, dense: Any, *, loss: Any, tail: Any, temperature: Any, alpha: float, z_loss: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(total, lm, kd) from full distributions."""
+    problem: Any,
+    dense: Any,
+    dense_positions: Any,
+    kept_NV: Tensor,
+    *,
+    positions: Any,
+    alpha: float,
+    z_loss: float,
+    **parts: Any,
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """(total, lm, kd, how many distil) from full distributions."""
     logit_NV = capped_logits(problem, scale=0.7, softcap=4.0)
     counted_N = problem.counted_N
-    full_NV = torch.zeros(len(counted_N), logit_NV.shape[1], dtype=torch.float64)
-    full_NV[counted_N] = logit_NV
-    kd_N = dense(
-        full_NV,
-        problem.label_N,
-        problem,
-        loss=loss.kind,
-        space=getattr(loss, "space", ""),
-        tail=tail.kind,
-        tau=temperature.value,
-        sides=temperature.sides,
-    )
-    has_target_N = problem.kept_NV.any(dim=1) & counted_N
+    full_NV = torch.zeros(len(counted_N), logit_NV.shape[1], dtype=torch.float64).index_put((counted_N,), logit_NV)
+    kd_N = dense(full_NV, problem.label_N, problem, kept_NV, **parts)
+    distil_N = dense_positions(positions, kept_NV.any(dim=1) & counted_N, full_NV, problem)
     lm_N = torch.zeros(len(counted_N), dtype=torch.float64)
     lm_N[counted_N] = torch.nn.functional.cross_entropy(logit_NV, problem.label_N[counted_N], reduction="none")
-    kd_N = torch.where(has_target_N, kd_N, 0.0)
-    alpha_N = alpha * has_target_N.double()
+    kd_N = torch.where(distil_N, kd_N, 0.0)
+    alpha_N = alpha * distil_N.double()
     total = ((1 - alpha_N) * lm_N + alpha_N * kd_N).sum() + z_loss * logit_NV.logsumexp(dim=1).square().sum()
-    return total, lm_N.sum(), kd_N.sum()
+    return total, lm_N.sum(), kd_N.sum(), int(distil_N.sum())
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("positions", POSITIONS, ids=lambda positions: positions.kind)
 @pytest.mark.parametrize(("loss", "tail", "temperature"), ALLOWED)
 def test_fused_equals_dense_and_reference_equals_dense(
-    problem: Any, dense: Any, tolerance: Any, loss: Any, tail: Any, temperature: Any, alpha: float
+    problem: Any,
+    dense: Any,
+    dense_positions: Any,
+    targets_for: Any,
+    tolerance: Any,
+    loss: Any,
+    tail: Any,
+    temperature: Any,
+    positions: Any,
+    alpha: float,
 ) -> None:
     case = problem()
     inputs = (case.hidden_ND, case.weight_VD, case.bias_V)
-    choices = {"loss": loss, "tail": tail, "temperature": temperature, "alpha": alpha, "z_loss": 1e-2}
-    targets = case.sampled if tail.kind == "as_sampled" else case.targets
-    total, lm, kd = dense_total(case, dense, loss=loss, tail=tail, temperature=temperature, alpha=alpha, z_loss=1e-2)
+    targets, kept_NV = targets_for(case, tail, temperature)
+    choices = {
+        "loss": loss, "tail": tail, "temperature": temperature, "positions": positions, "alpha": alpha, "z_loss": 1e-2,
+    }  # fmt: skip
+    total, lm, kd, distilled = dense_total(case, dense, dense_positions, kept_NV, **choices)
     wanted = torch.autograd.grad(total, inputs)
 
     fused = linear_distill_loss(
@@ -105,40 +138,39 @@ def test_fused_equals_dense_and_reference_equals_dense(
         bias_V=case.bias_V,
         logit_scale=0.7,
         softcap=4.0,
+        row_len=ROW_LEN,
         **choices,
     )
     logit_NV = torch.full((len(case.label_N), len(case.weight_VD)), float("nan"), dtype=torch.float64)
     logit_NV = logit_NV.index_put((case.counted_N,), capped_logits(case, scale=0.7, softcap=4.0))
-    reference = distill_loss(logit_NV, case.label_N, targets, **choices)
+    reference = distill_loss(logit_NV, case.label_N, targets, row_len=ROW_LEN, **choices)
     for parts in (fused, reference):
         close(parts.total, total, tolerance.float64)
         close(parts.lm, lm, tolerance.float64)
-        assert int(parts.count) == 22
-        if alpha == 0:
-            assert parts.kd is None
-            assert int(parts.kd_count) == 0
-        else:
-            assert parts.kd is not None
-            close(parts.kd, kd, tolerance.float64)
-            assert int(parts.kd_count) == 21
+        assert parts.kd is not None
+        close(parts.kd, kd, tolerance.float64)
+        assert int(parts.count) == 23
+        assert int(parts.kd_count) == distilled
         for found, gradient in zip(torch.autograd.grad(parts.total, inputs), wanted, strict=True):
             close(found, gradient, tolerance.float64)
-    if alpha != 0:
-        close(fused.kl, reference.kl, tolerance.float64)
+    close(fused.kl, reference.kl, tolerance.float64)
 
 
 def test_the_table_of_combinations_reaches_every_loss_and_every_tail() -> None:
-    assert len(ALLOWED) > 25
-    assert {type(case.values[0]) for case in ALLOWED} == {NLL, KLD, MSE}
-    assert {type(case.values[1]) for case in ALLOWED} == {Renormalise, Zero, ToLabel, Ghost, AsSampled}
+    assert len(ALLOWED) > 100
+    assert {type(case.values[0]) for case in ALLOWED} == {NLL, KLD, ReverseKLD, JSD, MSE}
+    tails = {Renormalise, Ghost, ToLabel, Uniform, Zero, Decoupled, AsSampled}
+    assert {type(case.values[1]) for case in ALLOWED} == tails
 
 
 @pytest.mark.parametrize(("loss", "tail", "temperature"), ALLOWED)
 def test_the_gradient_is_the_finite_difference_of_the_returned_loss(
-    problem: Any, tolerance: Any, loss: Any, tail: Any, temperature: Any
+    problem: Any, targets_for: Any, tolerance: Any, loss: Any, tail: Any, temperature: Any
 ) -> None:
+    if temperature.kind == "norm_kd":
+        pytest.skip("the student's deviation is a constant of the gradient, and not of the value")
     case = problem()
-    targets = case.sampled if tail.kind == "as_sampled" else case.targets
+    targets, _ = targets_for(case, tail, temperature)
 
     def total(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
         return linear_distill_loss(
@@ -174,7 +206,7 @@ def test_kl_is_the_divergence_at_temperature_one_whatever_is_optimised(
         case.hidden_ND, case.weight_VD, case.label_N, case.targets, alpha=0.5, loss=MSE(), temperature=Static(value=2.0)
     )
     logit_NV = case.hidden_ND @ case.weight_VD.T
-    kl_N = dense(logit_NV, case.label_N, case, loss="kld", space="", tail="renormalise", tau=1.0, sides="teacher")
+    kl_N = dense(logit_NV, case.label_N, case, case.kept_NV, loss=KLD(), tail=Renormalise(), temperature=Static())
     close(parts.kl, kl_N[case.counted_N & case.kept_NV.any(dim=1)].sum(), tolerance.float64)
 
 
@@ -231,6 +263,45 @@ def test_the_chunk_size_does_not_matter(problem: Any, tolerance: Any, tail: Any)
             close(a, b, tolerance.float64)
 
 
+@pytest.mark.parametrize("vocab_size", [29, 26])
+def test_rows_beyond_the_vocabulary_are_as_if_they_were_not_there(problem: Any, vocab_size: int) -> None:
+    case = problem()
+    padding_PD = torch.randn(29 - vocab_size + 3, 5, generator=torch.Generator().manual_seed(9)).double()
+    wide_VD = torch.cat((case.weight_VD.detach()[:vocab_size], padding_PD)).requires_grad_()
+    bias_V = torch.cat((case.bias_V.detach()[:vocab_size], padding_PD[:, 0]))
+    label_N = case.label_N.clamp(max=vocab_size - 1)
+    targets = TopK(k=6)(case.p_NV[:, :vocab_size].log())
+    for tail in (Renormalise(), Ghost(), Uniform()):
+        choices = {"alpha": 0.6, "tail": tail}
+        found = linear_distill_loss(
+            case.hidden_ND, wide_VD, label_N, targets, vocab_size=vocab_size, bias_V=bias_V, **choices
+        )
+        wanted = linear_distill_loss(
+            case.hidden_ND, wide_VD[:vocab_size], label_N, targets, bias_V=bias_V[:vocab_size], **choices
+        )
+        assert torch.equal(found.total, wanted.total)
+        gradient, right = (torch.autograd.grad(parts.total, wide_VD)[0] for parts in (found, wanted))
+        assert torch.equal(gradient, right)
+        assert not gradient[vocab_size:].any()
+        logit_NV = (case.hidden_ND @ wide_VD.T + bias_V).detach()
+        reference = distill_loss(logit_NV, label_N, targets, vocab_size=vocab_size, **choices)
+        assert torch.allclose(reference.total, wanted.total)
+
+
+def test_dense_targets_are_top_v_targets_whatever_the_objective(problem: Any, tolerance: Any) -> None:
+    case = problem()
+    logit_NV = case.p_NV.clamp(min=1e-6).log().float()
+    full, top = Full()(logit_NV), TopK(k=29)(logit_NV)
+    for loss, tail, temperature in (values for case_ in ALLOWED if (values := case_.values)):
+        if tail.kind == "as_sampled" or needs_all(tail, temperature):
+            continue
+        found, wanted = (
+            outcome(case, targets, loss=loss, tail=tail, temperature=temperature, alpha=0.5) for targets in (full, top)
+        )
+        for a, b in zip(found, wanted, strict=True):
+            close(a, b, 10 * tolerance.float32_gradient)  # targets are float32
+
+
 def test_everything_kept_is_no_truncation(tolerance: Any) -> None:
     generator = torch.Generator().manual_seed(3)
     teacher_NV = 2 * torch.randn(17, 31, generator=generator)
@@ -253,6 +324,138 @@ def test_autocast_around_the_head_changes_nothing(problem: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = outcome(case, case.targets, alpha=0.9)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+# Any shape
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_fused_equals_reference_for_any_shape_and_any_awkward_position(tolerance: Any, data: Any) -> None:
+    rows, vocabulary = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 33))
+    positions, width, kept = rows * 3, data.draw(st.integers(1, 4)), data.draw(st.integers(1, vocabulary))
+    loss, tail, temperature = data.draw(st.sampled_from([case.values for case in ALLOWED]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    teacher_NV = 3 * torch.randn(positions, vocabulary, dtype=torch.float64, generator=generator)
+    spread = data.draw(st.sampled_from([1.0, 1e-3]))  # a student far away, and one that is nearly there
+    weight_VD = torch.randn(vocabulary, width, dtype=torch.float64, generator=generator)
+    hidden_ND = torch.randn(positions, width, dtype=torch.float64, generator=generator)
+    bias_V = torch.randn(vocabulary, dtype=torch.float64, generator=generator)
+    if spread < 1:
+        teacher_NV = hidden_ND @ weight_VD.T + bias_V
+        hidden_ND = hidden_ND + spread
+    label_N = torch.randint(vocabulary, (positions,), generator=generator)
+    label_N[torch.rand(positions, generator=generator) < 0.2] = -100
+    targets = _targets(teacher_NV, kept, tail, temperature, generator)
+    inputs = [x.requires_grad_() for x in (hidden_ND, weight_VD, bias_V)]
+    choices = {
+        "loss": loss,
+        "tail": tail,
+        "temperature": temperature,
+        "positions": data.draw(st.sampled_from(POSITIONS if not targets.sampled else POSITIONS[:2])),
+        "alpha": data.draw(st.sampled_from([0.0, 0.4, 1.0])),
+        "row_len": 3,
+        "z_loss": data.draw(st.sampled_from([0.0, 1e-2])),
+    }
+    fused = linear_distill_loss(
+        hidden_ND, weight_VD, label_N, targets, bias_V=bias_V, chunk_tokens=data.draw(st.integers(1, 13)), **choices
+    )
+    reference = distill_loss(hidden_ND @ weight_VD.T + bias_V, label_N, targets, **choices)
+    close(fused.total, reference.total, tolerance.float64)
+    found, wanted = (torch.autograd.grad(parts.total, inputs) for parts in (fused, reference))
+    for a, b in zip(found, wanted, strict=True):
+        close(a, b, tolerance.float64)
+
+
+def _targets(teacher_NV: Tensor, kept: int, tail: Any, temperature: Any, generator: torch.Generator) -> SparseTargets:
+    """Targets in float64, some positions without any; entries named twice are put together."""
+    logprob_NV = teacher_NV.log_softmax(dim=1)
+    statistics = {
+        "entropy_N": -(logprob_NV.exp() * logprob_NV).sum(dim=1),
+        "logit_std_N": logprob_NV.std(dim=1, correction=0),
+    }
+    if needs_all(tail, temperature) and temperature.kind not in ("static", "wttm"):
+        return SparseTargets(None, logprob_NK=logprob_NV, **statistics)
+    ids_NK = logprob_NV.topk(kept).indices
+    logprob_NK = logprob_NV.gather(1, ids_NK)
+    rest_N = logprob_NV.exp().scatter(1, ids_NK, 0.0).sum(dim=1)
+    if kept > 2:  # half of one entry under the name of another: unique() gives it back
+        ids_NK, logprob_NK = torch.cat((ids_NK, ids_NK[:, :1]), 1), torch.cat((logprob_NK, logprob_NK[:, :1]), 1)
+        logprob_NK[:, [0, -1]] -= math.log(2)
+    ids_NK[torch.rand(len(ids_NK), generator=generator) < 0.2] = -1
+    if tail.kind == "as_sampled":
+        return SparseTargets(ids_NK, weight_NK=logprob_NK.exp() * 1.1, draws=9, **statistics).unique()
+    tau = getattr(temperature, "value", 1.0)
+    return SparseTargets(
+        ids_NK,
+        logprob_NK=logprob_NK,
+        log_rest_N=rest_N.log(),
+        lse_tau_N=(logprob_NV / tau).logsumexp(dim=1),
+        tau=tau,
+        **statistics,
+    ).unique()
+
+
+# Under torch.compile
+
+
+@pytest.mark.parametrize(("loss", "tail"), [(KLD(), Renormalise()), (JSD(), Ghost())], ids=lambda x: x.kind)
+def test_the_loss_is_one_graph_and_neither_alpha_nor_the_choices_are_baked_in(
+    problem: Any, tolerance: Any, loss: Any, tail: Any
+) -> None:
+    case = fp32_case(problem)
+
+    def step(hidden_ND: Tensor, weight_VD: Tensor, alpha: Tensor, loss: Any, tail: Any) -> Tensor:
+        parts = linear_distill_loss(
+            hidden_ND.nan_to_num().tanh(), weight_VD, case.label_N, case.targets, alpha=alpha, loss=loss, tail=tail
+        )
+        return parts.total / parts.count
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    inputs = (case.hidden_ND, case.weight_VD)
+    for alpha in (0.3, 0.8):
+        with torch._dynamo.config.patch(error_on_recompile=alpha != 0.3):
+            found = compiled(*inputs, torch.tensor(alpha), loss, tail)
+        wanted = step(*inputs, torch.tensor(alpha), loss, tail)
+        close(found, wanted, tolerance.float32_value)
+        gradients = (torch.autograd.grad(total, inputs) for total in (found, wanted))
+        for a, b in zip(*gradients, strict=True):
+            close(a, b, tolerance.float32_gradient)
+    other = compiled(*inputs, torch.tensor(0.8), NLL(), Zero())
+    close(other, step(*inputs, torch.tensor(0.8), NLL(), Zero()), tolerance.float32_value)
+
+
+# Through Triton (interpreted where there is no GPU; its own laws are in kernels/)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"tail": Ghost(), "loss": JSD()},
+        {"tail": Uniform(), "loss": ReverseKLD()},
+        {"temperature": NormKD()},
+        {"temperature": Static(value=3.0, sides="both"), "loss": NLL()},
+        {"loss": MSE(), "positions": TopStudentEntropy(), "row_len": ROW_LEN},
+    ],
+    ids=lambda parts: "-".join(getattr(part, "kind", "") for part in parts.values()) or "default",
+)
+def test_triton_and_torch_give_the_same(problem: Any, tolerance: Any, parts: dict[str, Any]) -> None:
+    pytest.importorskip("triton")
+    case = fp32_case(problem)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found, wanted = [], []
+    for backend, outcomes in (("triton", found), ("torch", wanted)):
+        inputs = [x.detach().to(device).requires_grad_() for x in (case.hidden_ND, case.weight_VD, case.bias_V)]
+        result = linear_distill_loss(
+            *inputs[:2], case.label_N.to(device), case.targets.to(device), bias_V=inputs[2], alpha=0.7, softcap=5.0,
+            chunk_tokens=9, backend=backend, **parts,
+        )  # fmt: skip
+        outcomes += [result.total.cpu(), *(g.cpu() for g in torch.autograd.grad(result.total, inputs))]
+    close(found[0], wanted[0], tolerance.float32_value)
+    for a, b in zip(found[1:], wanted[1:], strict=True):
+        close(a, b, tolerance.float32_gradient)
 
 
 # Backward
@@ -350,6 +553,9 @@ class Calls(TorchDispatchMode):
         self.seen: list[tuple[str, int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.predistill.linear_distill.default:
+            with self:  # look inside
+                return head._linear_distill(*args)
         out = func(*args, **(kwargs or {}))
         first = out[0] if isinstance(out, tuple) else out
         self.seen.append((str(func.overloadpacket), first.numel() if isinstance(first, Tensor) else 0))
@@ -480,11 +686,35 @@ def test_a_teacher_of_another_vocabulary_is_refused() -> None:
         linear_distill_loss(torch.zeros(2, 4), torch.zeros(32, 4), torch.zeros(2, dtype=torch.int64), targets)
 
 
+def test_ids_named_twice_are_refused(problem: Any) -> None:
+    case = problem()
+    ids_NK = case.targets.ids_NK.clone()
+    ids_NK[:, 1] = ids_NK[:, 0]
+    targets = dataclasses.replace(case.targets, ids_NK=ids_NK)
+    with pytest.raises(RecipeError, match=r"twice at position .* targets\.unique\(\)"):
+        linear_distill_loss(case.hidden_ND, case.weight_VD, case.label_N, targets)
+
+
+def test_a_weight_that_is_not_all_here_is_refused(problem: Any) -> None:
+    case = problem()
+    with pytest.raises(RecipeError, match="ZeRO-3"):
+        linear_distill_loss(case.hidden_ND, torch.empty(0), case.label_N)
+    sharded = torch.nn.Parameter(torch.zeros(3, 5))
+    sharded.full_tensor = lambda: None  # type: ignore[attr-defined]
+    with pytest.raises(RecipeError, match=r"DTensor.*full_tensor"):
+        linear_distill_loss(case.hidden_ND, sharded, case.label_N)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"tail": AsSampled()}, "sampled targets only"),
         ({"tail": Ghost(), "temperature": Static(value=2.0)}, "tempered mass"),
+        ({"temperature": StdScaled()}, r"set temperature\.reference"),
+        ({"positions": DropLowTeacherEntropy()}, "pass whole rows and row_len"),
+        ({"positions": TopStudentEntropy(), "row_len": 7}, "24 positions are no whole rows of 7"),
+        ({"vocab_size": 30}, "vocab_size is 30"),
+        ({"backend": "cuda"}, 'it is "torch" or "triton"'),
         ({"alpha": 1.5}, "between 0 and 1"),
         ({"alpha": float("nan")}, "between 0 and 1"),
     ],
@@ -513,5 +743,5 @@ def test_kld_of_sampled_targets_needs_the_entropy_and_nll_does_not(problem: Any)
 
 def test_one_target_too_many_is_refused(problem: Any) -> None:
     case = problem()
-    with pytest.raises(RecipeError, match="23 targets for 22 labels"):
+    with pytest.raises(RecipeError, match="24 targets for 22 labels"):
         linear_distill_loss(case.hidden_ND[:22], case.weight_VD, case.label_N[:22], case.targets)

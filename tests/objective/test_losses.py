@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,18 +10,26 @@ import torch
 from torch import Tensor
 
 from predistill.objective import (
+    JSD,
     KLD,
     MSE,
     NLL,
+    Decoupled,
     Ghost,
     Renormalise,
+    ReverseKLD,
     SparseTargets,
     Static,
     ToLabel,
+    TopK,
     TopPK,
+    Uniform,
     Zero,
     distill_loss,
+    linear_distill_loss,
 )
+from predistill.objective.kernels.reading import Student
+from predistill.objective.tail import Target
 
 V = 40
 
@@ -101,21 +110,90 @@ def test_mse_is_zero_for_a_student_that_matches(space: Any) -> None:
     assert abs(float(found)) < 1e-6
 
 
+def everything() -> SparseTargets:
+    return TopPK(p=1.0, k=V)(teacher())
+
+
+@pytest.mark.parametrize("tail", [Renormalise(), Ghost(), Uniform()], ids=lambda tail: tail.kind)
+@pytest.mark.parametrize("loss", [ReverseKLD(), JSD(beta=0.3), KLD()], ids=lambda loss: loss.kind)
+def test_a_divergence_is_zero_for_a_student_that_matches_and_positive_otherwise(loss: Any, tail: Any) -> None:
+    if isinstance(loss, JSD) and isinstance(tail, Uniform):
+        return  # refused
+    matching = distill_loss(teacher() + 3.0, label(), everything(), alpha=1.0, loss=loss, tail=tail).kd
+    far = distill_loss(student().detach(), label(), everything(), alpha=1.0, loss=loss, tail=tail).kd
+    assert matching is not None
+    assert far is not None
+    assert abs(float(matching)) < 1e-4 < float(far)
+
+
+def test_jsd_is_bounded_and_symmetric_where_its_sides_are_equal() -> None:
+    far = 50 * torch.nn.functional.one_hot(torch.arange(15) % V, V).float()
+    other = 50 * torch.nn.functional.one_hot((torch.arange(15) + 1) % V, V).float()
+    found = distill_loss(far, label(), TopK(k=V)(other), alpha=1.0, loss=JSD()).kd
+    assert float(found) == pytest.approx(15 * math.log(2), rel=1e-4)  # type: ignore[arg-type]
+    there = distill_loss(student().detach(), label(), TopK(k=V)(teacher()), alpha=1.0, loss=JSD()).kd
+    back = distill_loss(teacher(), label(), TopK(k=V)(student().detach()), alpha=1.0, loss=JSD()).kd
+    assert float(there) == pytest.approx(float(back), rel=1e-4)  # type: ignore[arg-type]
+
+
+def test_decoupled_at_temperature_one_is_ghost() -> None:
+    ghost, decoupled = (kd(student().detach(), tail=tail) for tail in (Ghost(), Decoupled(tau=1.0)))
+    assert float(decoupled) == pytest.approx(float(ghost), rel=1e-5)
+    assert abs(float(kd(student().detach(), tail=Decoupled(tau=2.0))) - float(ghost)) > 1e-2
+
+
+def test_a_loss_of_ones_own_needs_its_value_only(tolerance: Any) -> None:
+    class Hellinger:
+        """Squared Hellinger distance over the kept ids and the rest, as zero mass."""
+
+        kind = "hellinger"
+
+        def __call__(self, student: Student, target: Target) -> torch.Tensor:
+            root_q_NJ = ((student.logit_NJ - student.lse_N[:, None]) / 2).exp()
+            overlap_NJ = torch.where(target.kept_NJ, target.prob_NJ.sqrt() * root_q_NJ, 0.0)
+            return 1 - overlap_NJ.sum(dim=1)
+
+    hidden_ND, weight_VD = (x.double().requires_grad_() for x in (student().detach(), torch.eye(V)))
+    parts = linear_distill_loss(hidden_ND, weight_VD, label(), targets(), alpha=0.7, loss=Hellinger())  # type: ignore[arg-type]
+    t_NV = torch.zeros(15, V, dtype=torch.float64).scatter_add(
+        1,
+        targets().columns_NK.clamp(min=0),
+        (targets().columns_NK >= 0) * targets().logprob_NK.double().exp(),  # type: ignore[union-attr]
+    )
+    t_NV = t_NV / t_NV.sum(dim=1, keepdim=True)
+    q_NV = (hidden_ND @ weight_VD.T).softmax(dim=1)
+    lm_N = torch.nn.functional.cross_entropy(hidden_ND @ weight_VD.T, label(), reduction="none")
+    wanted = (0.3 * lm_N + 0.7 * (1 - (t_NV * q_NV + 1e-40).sqrt().sum(dim=1))).sum()
+    found, right = (torch.autograd.grad(total, (hidden_ND, weight_VD)) for total in (parts.total, wanted))
+    assert float(parts.total.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
+    for gradient, definition in zip(found, right, strict=True):
+        assert (gradient - definition).norm() < tolerance.float32_gradient * definition.norm()  # float32 targets
+
+
 @pytest.mark.parametrize("tau", [0.05, 0.5, 1.0, 5.0])
 def test_tails_share_out_the_mass_they_should(tau: float) -> None:
-    found = targets()
-    kept_N = -found.log_rest_N.expm1()  # type: ignore[union-attr]
-    renormalised = Renormalise()(found, label(), temperature=tau)
+    found = TopPK(p=0.8, k=6)(teacher(), tau=tau)
+
+    def target(tail: Any) -> Target:
+        made: Target = tail(found, label(), tau=tau, vocabulary=V)
+        return made
+
+    renormalised = target(Renormalise())
     assert (renormalised.prob_NJ.sum(1) - 1).abs().max() < 1e-5
     assert not renormalised.prob_NJ[:, -1].any()
-    assert (ToLabel()(found, label(), temperature=1.0).prob_NJ.sum(1) - 1).abs().max() < 1e-5
-    assert (Zero()(found, label(), temperature=1.0).prob_NJ.sum(1) - kept_N).abs().max() < 1e-5
-    ghost = Ghost()(found, label(), temperature=1.0)
-    assert (ghost.prob_NJ.sum(1) + ghost.rest_N - 1).abs().max() < 1e-5
+    tempered_NV = (teacher().double() / tau).softmax(dim=1)
+    kept_N = tempered_NV.gather(1, found.columns_NK.clamp(min=0)).masked_fill(found.columns_NK < 0, 0.0).sum(1)
+    assert (target(ToLabel()).prob_NJ.sum(1) - 1).abs().max() < 1e-5
+    assert (target(Zero()).prob_NJ.sum(1) - kept_N).abs().max() < 1e-5
+    ghost, uniform = target(Ghost()), target(Uniform())
+    assert ghost.log_rest_N is not None
+    assert (ghost.log_rest_N.exp() - (1 - kept_N)).abs().max() < 1e-5
+    assert uniform.each is not None
+    assert (uniform.each.logprob_N.exp() * (V - found.length_N) - (1 - kept_N)).abs().max() < 1e-5
 
 
 def test_a_low_temperature_makes_the_target_the_teachers_choice() -> None:
-    target = Renormalise()(targets(), label(), temperature=0.01)
+    target = Renormalise()(targets(), label(), tau=0.01, vocabulary=V)
     assert (target.prob_NJ[:, 0] > 0.99).float().mean() > 0.8
     assert torch.isfinite(target.logprob_NJ).all()
 

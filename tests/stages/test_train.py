@@ -18,6 +18,7 @@ from predistill.corpus import Corpus
 from predistill.errors import PredistillError, RecipeError, RunError, StoreError
 from predistill.recipe import read_recipe
 from predistill.runs import Run
+from predistill.stages.inputs import open_inputs
 from predistill.stages.train import train
 from predistill.store import Store
 from tests.made import BATCH_ROWS, ROW_LEN, STEPS, files_below, recipe_content, timeless, weights
@@ -314,3 +315,40 @@ def refused(content: dict[str, Any], folder: Path, kind: type[PredistillError], 
     for word in words:
         assert word in str(caught.value)
     assert not (folder / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"temperature": {"kind": "std"}},
+        {"temperature": {"kind": "entropy", "strength": -1.0}},
+        {"temperature": {"kind": "norm_kd"}, "positions": {"kind": "drop_low_teacher_entropy"}},
+        {"loss": {"kind": "reverse_kld"}, "tail": {"kind": "uniform"}},
+        {"loss": {"kind": "jsd"}, "tail": {"kind": "ghost"}, "positions": {"kind": "top_student_entropy"}},
+        {"tail": {"kind": "decoupled"}},
+    ],
+    ids=lambda parts: "-".join(part["kind"] for part in parts.values()),
+)
+def test_every_axis_trains_from_a_store(parts: dict[str, Any], corpus: Path, store: Path, tmp_path: Path) -> None:
+    few = {"tokens": 3 * BATCH_ROWS * ROW_LEN, "alpha": {"kind": "constant", "value": 0.9}, "evaluate_every": None}
+    run = train(read_recipe(recipe_content(corpus, store, **few, **parts)), out=tmp_path / "run")
+    steps = [line for line in run.metrics() if line["kind"] == "step"]
+    assert len(steps) == 3
+    assert all(line["kd"] > 0 and line["kl"] > 0 for line in steps)
+
+
+def test_a_scaled_temperature_refers_to_the_mean_of_the_store(corpus: Path, store: Path) -> None:
+    recipe = read_recipe(recipe_content(corpus, store, temperature={"kind": "std"}))
+    mean = Store(store).manifest["self_test"]["mean_logit_std"]
+    assert open_inputs(recipe).objective(recipe).temperature.reference == pytest.approx(mean)  # type: ignore[union-attr]
+    told = read_recipe(recipe_content(corpus, store, temperature={"kind": "std", "reference": 2.5}))
+    assert open_inputs(told).objective(told).temperature.reference == 2.5  # type: ignore[union-attr]
+
+
+def test_a_tempered_tail_that_the_store_cannot_give_is_refused_and_nothing_is_written(
+    corpus: Path, store: Path, tmp_path: Path
+) -> None:
+    content = recipe_content(corpus, store, tail={"kind": "ghost"}, temperature={"kind": "static", "value": 2.0})
+    with pytest.raises(RecipeError, match=r"ghost at temperature 2 .* \(these have none\): use tail renormalise"):
+        train(read_recipe(content), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

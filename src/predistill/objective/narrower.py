@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from predistill.errors import RecipeError
-from predistill.objective.truncate import Sampled, Truncation
+from predistill.objective.truncate import Full, Sampled, Truncation
 
 __all__ = ["check_narrower"]
 
@@ -17,6 +17,9 @@ def check_narrower(wanted: Truncation, kept: Truncation) -> None:
     """
     if isinstance(wanted, Sampled) and isinstance(kept, Sampled):
         if wanted.draws <= kept.draws and wanted.proposal_temperature == kept.proposal_temperature:
+            return
+    elif isinstance(wanted, Full):
+        if isinstance(kept, Full):
             return
     elif not isinstance(wanted, Sampled) and not isinstance(kept, Sampled):
         (wanted_p, wanted_k), (kept_p, kept_k) = _mass_and_count(wanted), _mass_and_count(kept)

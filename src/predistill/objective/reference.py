@@ -10,12 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from predistill.objective.losses import KLD, Loss, Student
+from predistill.objective.kernels.reading import Student, column
+from predistill.objective.losses import KLD, Loss
 from predistill.objective.positions import All, Positions
 from predistill.objective.tail import Renormalise, Tail
 from predistill.objective.targets import SparseTargets
 from predistill.objective.temperature import Static, Temperature
-from predistill.objective.term import IGNORED, LossParts, distillation_term
+from predistill.objective.term import IGNORED, Choices, LossParts, checked_alpha, distillation_term
 
 __all__ = ["distill_loss"]
 
@@ -32,43 +33,53 @@ def distill_loss(
     positions: Positions = All(),
     row_len: int | None = None,
     z_loss: float = 0.0,
+    vocab_size: int | None = None,
 ) -> LossParts:
     """The pre-training distillation objective on logits [N, V], summed over positions (PAPER section 1).
 
     label_N int64, -100 = not counted. targets = None gives the LM loss. alpha, a number or a 0-d tensor in [0, 1], is
     the share of the loss against the teacher. row_len is read by per-row positions only. z_loss * lse^2 is added at
-    every counted position (arXiv 2204.02311). Raises RecipeError for parts that do not go together.
+    every counted position (arXiv 2204.02311). Logits of ids from vocab_size on are padding: as if -inf. Raises
+    RecipeError for parts that do not go together.
     """
-    term = distillation_term(
-        targets,
-        label_N,
-        vocabulary=logit_NV.shape[1],
-        alpha=alpha,
-        loss=loss,
-        temperature=temperature,
-        tail=tail,
-        positions=positions,
-        row_len=row_len,
-    )
+    share = checked_alpha(alpha)
     counted_N = label_N != IGNORED
-    logit_NV, label_N = logit_NV[counted_N], label_N[counted_N]
+    logit_NV = logit_NV[counted_N, :vocab_size]
     lse_N = logit_NV.logsumexp(dim=1)
-    lm_N = lse_N - logit_NV.gather(1, label_N[:, None])[:, 0]
+    lm_N = lse_N - logit_NV.gather(1, label_N[counted_N, None])[:, 0]
+    total_N = lm_N + z_loss * lse_N.square()
     count = counted_N.sum()
-    if term is None:
-        total = (lm_N + z_loss * lse_N.square()).sum()
-        return LossParts(total, lm_N.sum().detach(), None, count, torch.zeros_like(count), None)
+    if targets is None or share == 0:
+        return LossParts(total_N.sum(), lm_N.sum().detach(), None, count, torch.zeros_like(count), None)
 
-    term = term.at(counted_N)
-    target, ids_NJ = term.target(), term.ids_NJ
-    student = Student(logit_NV.gather(1, ids_NJ), lse_N)
-    if term.tau is not None:
-        student = student._replace(lse_tau_N=(logit_NV / term.tau).logsumexp(dim=1))
-    if term.kept_NJ is not None:
-        kept_NV = torch.zeros_like(logit_NV).scatter_add(1, ids_NJ, term.kept_NJ.to(logit_NV.dtype)) > 0
-        student = student._replace(lse_outside_N=logit_NV.masked_fill(kept_NV, -torch.inf).logsumexp(dim=1))
-    kd_N = term.kd(student, target)
-    total = (term.mix(lm_N, kd_N) + z_loss * lse_N.square()).sum()
-    kl_N = term.kl(student, target, kd_N)
+    entropy_N = lse_N.new_zeros(len(label_N))
+    entropy_N[counted_N] = _entropy(logit_NV.detach())
+    choices = Choices(loss, temperature, tail, positions)
+    vocabulary = logit_NV.shape[1]
+    term = distillation_term(
+        targets, label_N, choices, vocabulary=vocabulary, row_len=row_len, student_entropy_N=entropy_N
+    ).at(counted_N.nonzero()[:, 0])
+    reads = term.reads(lambda: logit_NV)
+    read = Student(logit_NV.gather(1, term.ids_NJ), lse_N)
+    tempered_NV = logit_NV / column(reads.tau)
+    if reads.tempered:
+        read = read._replace(lse_tau_N=tempered_NV.logsumexp(dim=1))
+    if reads.kept_CJ is not None:
+        kept_NV = torch.zeros_like(logit_NV).scatter_add(1, term.ids_NJ, reads.kept_CJ.to(logit_NV.dtype)) > 0
+        read = read._replace(lse_outside_N=tempered_NV.masked_fill(kept_NV, -torch.inf).logsumexp(dim=1))
+    if reads.entropy:
+        read = read._replace(entropy_N=_entropy(tempered_NV))
+    if reads.total:
+        read = read._replace(sum_N=logit_NV.sum(dim=1))
+    target = term.target()
+    kd_N = term.kd(term.student(read, reads), target)
+    kl_N = term.kl(read, target, kd_N)
+    alpha_N = alpha * term.distil_N.to(lm_N.dtype)
+    total = (total_N + alpha_N * (kd_N - lm_N)).sum()
     kl = None if kl_N is None else kl_N.sum().detach()
     return LossParts(total, lm_N.sum().detach(), kd_N.sum().detach(), count, term.distil_N.sum(), kl)
+
+
+def _entropy(logit_NV: Tensor) -> Tensor:
+    log_q_NV = logit_NV.log_softmax(dim=1)
+    return -(log_q_NV.exp() * log_q_NV).sum(dim=1)

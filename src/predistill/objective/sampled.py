@@ -24,8 +24,9 @@ __all__ = ["Sampled"]
 class Sampled:
     """`draws` ids with replacement from q_v = p_v^(1 / proposal_temperature), normalised (arXiv 2503.16870).
 
-    weight_NK = (count / draws) * p / q, whose expectation is p. With a proposal that is not the teacher itself,
-    logprob_NK and lse_tau_N (of the proposal) are filled too.
+    weight_NK = (count / draws) * p / q, whose expectation is p: unbiased, for every proposal, with a variance that
+    falls as 1 / draws. A flatter proposal (above 1) sees more different ids; its weights no longer sum to 1. With a
+    proposal that is not the teacher itself, logprob_NK and lse_tau_N (of the proposal) are filled too.
     """
 
     draws: PositiveInt
@@ -38,17 +39,23 @@ class Sampled:
         """Targets of logits [N, V] of any float type; label_N fills label_logprob_N."""
         shape, device = (len(logit_NV), self.draws), logit_NV.device
         uniform_NR = torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
-        return by_rows(lambda whole, rows: self._draw(whole, uniform_NR[rows]), logit_NV, label_N)
+        tau = None if self.proposal_temperature == 1 else self.proposal_temperature
+        return by_rows(lambda whole, rows: self._draw(whole, uniform_NR[rows]), logit_NV, label_N, tau=tau)
 
     def narrow(self, targets: SparseTargets, *, generator: torch.Generator | None = None) -> SparseTargets:
         """`draws` of the draws already made, without replacement. RecipeError where fewer were made.
 
-        All of them: the targets as they are. proposal_temperature must be the one they were made with.
+        All of them: the targets as they are. RecipeError, too, for another proposal_temperature than theirs.
         """
-        if targets.weight_NK is None or targets.draws is None:
+        if targets.ids_NK is None or targets.weight_NK is None or targets.draws is None:
             raise RecipeError("Targets that were not sampled cannot be cut to draws: capture again with --draws.")
         if self.draws > targets.draws:
             raise RecipeError(f"{self.draws} draws are asked for and {targets.draws} were made: ask for fewer.")
+        if (targets.tau or 1.0) != self.proposal_temperature:
+            raise RecipeError(
+                f"The draws were made at temperature {targets.tau or 1:g}, not {self.proposal_temperature:g}: "
+                "ask for the proposal_temperature that they were made with."
+            )
         if self.draws == targets.draws:
             return targets
         correction_NK = self._correction(targets.logprob_NK, targets.lse_tau_N)
@@ -75,9 +82,8 @@ class Sampled:
         )
 
     def _draw(self, whole: Whole, uniform_CR: Tensor) -> SparseTargets:
-        tau, prob_CV, lse_tau_C = self.proposal_temperature, whole.prob_CV, None
-        if tau != 1:
-            lse_tau_C = (whole.logprob_CV / tau).logsumexp(dim=1)
+        tau, prob_CV, lse_tau_C = self.proposal_temperature, whole.prob_CV, whole.lse_tau_C
+        if lse_tau_C is not None:
             prob_CV = (whole.logprob_CV / tau - lse_tau_C[:, None]).exp()
         cumulative_CV = prob_CV.cumsum(dim=1, dtype=torch.float64)
         point_CR = uniform_CR * cumulative_CV[:, -1:]
@@ -90,12 +96,10 @@ class Sampled:
         ids_CK = drawn_CR.new_full((len(drawn_CR), width), -1).scatter_(1, entry_CR, drawn_CR)
         count_CK = torch.zeros_like(ids_CK).scatter_add_(1, entry_CR, torch.ones_like(entry_CR))
         logprob_CK = None
-        if tau != 1:
+        if lse_tau_C is not None:
             logprob_CK = whole.logprob_CV.gather(1, ids_CK.clamp(min=0)).masked_fill_(ids_CK < 0, 0.0)
         weight_CK = (count_CK / self.draws) * self._correction(logprob_CK, lse_tau_C)
-        return whole.targets(
-            ids_CK=ids_CK, weight_CK=weight_CK, logprob_CK=logprob_CK, lse_tau_C=lse_tau_C, draws=self.draws
-        )
+        return whole.targets(ids_CK=ids_CK, weight_CK=weight_CK, logprob_CK=logprob_CK, draws=self.draws)
 
     def _correction(self, logprob_NK: Tensor | None, lse_tau_N: Tensor | None) -> Tensor:
         """p / q of each entry; 1 where the proposal is the teacher itself."""

@@ -17,8 +17,8 @@ __all__ = ["SparseTargets"]
 class SparseTargets:
     """The kept part of a teacher's next-token distributions. A position whose ids are all -1 has no target.
 
-    ids_NK      int64, an id at most once in a position, then -1 as padding; descending probability, ties by ascending
-                id (sampled: ascending id)
+    ids_NK      int64, an id at most once in a position (`unique` makes it so), then -1 as padding; descending
+                probability, ties by ascending id (sampled: ascending id). None: dense, all V ids in order
     logprob_NK  float32, natural log of the teacher's full softmax at temperature 1; padding is not read.
                 None for sampled targets whose proposal is the teacher itself
     weight_NK   float32, sampled targets only: mean importance weight of the draws of that id (count / draws when the
@@ -26,11 +26,13 @@ class SparseTargets:
     log_rest_N  float32, log of the mass that is not kept, -inf for nothing; None for sampled targets
     entropy_N, logit_std_N, label_logprob_N
                 float32 or None, nats (a population standard deviation), over the full vocabulary at temperature 1
-    lse_tau_N   float32 or None, log sum_v p_v^(1/tau): of a sampled target's proposal
+    lse_tau_N   float32 or None, log sum_v p_v^(1/tau) over the full vocabulary: what tempering a truncated teacher
+                needs (LOSS.md section 3); of a sampled target, at its proposal's temperature
     draws       how many draws the weights come from; None for truncated targets
+    tau         the temperature of lse_tau_N
     """
 
-    ids_NK: Tensor
+    ids_NK: Tensor | None
     logprob_NK: Tensor | None = None
     weight_NK: Tensor | None = None
     log_rest_N: Tensor | None = None
@@ -39,28 +41,46 @@ class SparseTargets:
     label_logprob_N: Tensor | None = None
     lse_tau_N: Tensor | None = None
     draws: int | None = None
+    tau: float | None = None
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self._entries)
 
     @property
     def present_N(self) -> Tensor:
         """Which positions have a target, bool."""
-        if self.ids_NK.shape[1] == 0:
-            return torch.zeros(len(self.ids_NK), dtype=torch.bool, device=self.ids_NK.device)
-        return self.ids_NK.amax(dim=1) >= 0
+        return self.length_N > 0
 
     @property
     def length_N(self) -> Tensor:
         """How many entries each position keeps, int64."""
+        if self.ids_NK is None:
+            return torch.full((len(self),), self._entries.shape[1], device=self._entries.device)
         return (self.ids_NK >= 0).sum(dim=1)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the distribution is here: dense targets."""
+        return self.ids_NK is None
 
     @property
     def sampled(self) -> bool:
         """Whether the entries are random draws with weights, not the head of the distribution."""
         return self.weight_NK is not None
 
+    @property
+    def columns_NK(self) -> Tensor:
+        """ids_NK, also of dense targets."""
+        if self.ids_NK is not None:
+            return self.ids_NK
+        entries_NK = self._entries
+        return torch.arange(entries_NK.shape[1], device=entries_NK.device).expand(len(entries_NK), -1)
+
     def select(self, positions: Tensor | slice, *, width: int | None = None) -> SparseTargets:
         """The targets at `positions` (an index, a boolean tensor or a slice over N), cut to `width` entries."""
         if isinstance(positions, slice):
-            positions = torch.arange(len(self.ids_NK), device=self.ids_NK.device)[positions]
+            positions = torch.arange(len(self), device=self._entries.device)[positions]
         elif positions.dtype == torch.bool:
             positions = positions.nonzero()[:, 0]
         cut = {name: tensor[:, :width] if tensor.dim() == 2 else tensor for name, tensor in self._tensors().items()}
@@ -70,6 +90,42 @@ class SparseTargets:
     def to(self, device: torch.device | str) -> SparseTargets:
         """The targets on another device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
+
+    def unique(self) -> SparseTargets:
+        """Each id once in a position: entries of one id are put together, their probabilities (or weights) added.
+
+        For targets from elsewhere: an engine may list the label twice, among the most probable and by itself.
+        """
+        if self.ids_NK is None:
+            return self
+        padding_NK = self.ids_NK < 0
+        key_NK = self.ids_NK.masked_fill(padding_NK, torch.iinfo(torch.int64).max)
+        key_NK, order_NK = key_NK.sort(dim=1, stable=True)
+        place_NK = torch.zeros_like(key_NK)
+        place_NK[:, 1:] = (key_NK[:, 1:] != key_NK[:, :-1]).cumsum(dim=1)
+        ids_NK = torch.full_like(key_NK, -1).scatter_(1, place_NK, self.ids_NK.gather(1, order_NK))
+
+        def added(value_NK: Tensor) -> Tensor:
+            value_NK = value_NK.masked_fill(padding_NK, 0.0).double().gather(1, order_NK)
+            return torch.zeros_like(value_NK).scatter_add_(1, place_NK, value_NK)
+
+        prob_NK = None if self.logprob_NK is None else added(self.logprob_NK.exp())
+        rank_NK = torch.arange(ids_NK.shape[1], device=ids_NK.device).expand_as(ids_NK)
+        if prob_NK is not None and not self.sampled:
+            rank_NK = prob_NK.masked_fill(ids_NK < 0, -1.0).argsort(dim=1, descending=True, stable=True)
+        logprob_NK = None
+        if prob_NK is not None and self.logprob_NK is not None:
+            logprob_NK = prob_NK.gather(1, rank_NK).log().to(self.logprob_NK.dtype)
+        weight_NK = None
+        if self.weight_NK is not None:
+            weight_NK = added(self.weight_NK).gather(1, rank_NK).to(self.weight_NK.dtype)
+        return replace(self, ids_NK=ids_NK.gather(1, rank_NK), logprob_NK=logprob_NK, weight_NK=weight_NK)
+
+    @property
+    def _entries(self) -> Tensor:
+        entries = self.logprob_NK if self.ids_NK is None else self.ids_NK
+        assert entries is not None, "dense targets are log-probabilities"
+        return entries
 
     def _tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

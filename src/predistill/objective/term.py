@@ -1,10 +1,11 @@
-"""The distillation term of one recipe on given targets: what it reads of the student, its value, its share of the loss.
+"""The distillation term of one recipe on given targets: what it reads of the student, its value, its derivatives.
 
-N positions  V vocabulary  J columns: the target's ids, then the label
+N positions  C positions of a chunk  V vocabulary  J columns: the target's ids, then the label
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,16 +14,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from predistill.errors import RecipeError
-from predistill.objective.combine import check_combination, refusal_of_targets
-from predistill.objective.losses import KLD, MSE, Loss, Student
+from predistill.objective.combine import check_combination, check_targets
+from predistill.objective.kernels.reading import Reads, Student
+from predistill.objective.losses import KLD, Loss
 from predistill.objective.positions import Positions
-from predistill.objective.tail import AsSampled, Ghost, Renormalise, Tail, Target
+from predistill.objective.tail import AsSampled, Decoupled, Ghost, Renormalise, Tail, Target
 from predistill.objective.targets import SparseTargets
-from predistill.objective.temperature import Temperature
+from predistill.objective.temperature import Static, Temperature
 
-__all__ = ["IGNORED", "LossParts", "Term", "distillation_term"]
+__all__ = ["IGNORED", "Choices", "LossParts", "Term", "checked_alpha", "distillation_term"]
 
 IGNORED = -100  # the field's label for "not counted"
+CHECKED = 16  # positions of a call that are looked at for ids named twice
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,15 @@ class LossParts:
     kl: Tensor | None
 
 
+class Choices(NamedTuple):
+    """One choice of each axis that the loss knows of."""
+
+    loss: Loss
+    temperature: Temperature
+    tail: Tail
+    positions: Positions
+
+
 class Term(NamedTuple):
     """The term over N positions. distil_N bool: where the teacher is listened to. length_N: entries kept."""
 
@@ -53,97 +65,175 @@ class Term(NamedTuple):
     label_N: Tensor
     distil_N: Tensor
     length_N: Tensor
-    alpha: float | Tensor
-    loss: Loss
-    temperature: Temperature
-    tail: Tail
+    vocabulary: int
+    choices: Choices
 
-    def at(self, position_C: Tensor) -> Term:
-        """The term over some of the positions, as wide as the longest of them."""
-        length_C = self.length_N[position_C]
+    def at(self, position_C: Tensor, *, width: int | None = None) -> Term:
+        """The term over some of the positions, `width` entries wide (None: as wide as it is)."""
         return self._replace(
-            targets=self.targets.select(position_C, width=int(length_C.max()) if len(length_C) else 0),
+            targets=self.targets.select(position_C, width=width),
             label_N=self.label_N[position_C],
             distil_N=self.distil_N[position_C],
-            length_N=length_C,
+            length_N=self.length_N[position_C],
         )
 
     @property
     def ids_NJ(self) -> Tensor:
         """The ids whose logits are read, int64; padding reads id 0 and has probability 0."""
-        return torch.cat((self.targets.ids_NK.clamp(min=0), self.label_N[:, None]), dim=1)
+        return torch.cat((self.targets.columns_NK.clamp(min=0), self.label_N[:, None]), dim=1)
 
     @property
-    def kept_NJ(self) -> Tensor | None:
-        """Which columns are kept ids, for Student.lse_outside_N; None when that is not read."""
-        return pad(self.targets.ids_NK >= 0, (0, 1)) if isinstance(self.tail, Ghost) else None
+    def plain(self) -> bool:
+        """Whether nothing is read of the student that the LM loss does not read, but a few more logits."""
+        outside = isinstance(self.choices.tail, Ghost | Decoupled)
+        return self.choices.temperature.teacher_only and not outside and not self._names
 
-    @property
-    def tau(self) -> float | None:
-        """The temperature of Student.lse_tau_N, None when that is not read."""
-        if isinstance(self.loss, MSE):
-            return 0.5 if self.loss.space == "probs" else None
-        return self.temperature.student_value if self.temperature.student_value != 1 else None
+    def reads(self, logit_NV: Callable[[], Tensor]) -> Reads:
+        """What is read of the student's logits, which logit_NV gives to a temperature that depends on them."""
+        tau = 0.5 if self._squared else self.choices.temperature.student(logit_NV)
+        kept_NJ = None
+        if isinstance(self.choices.tail, Ghost | Decoupled):
+            kept_NK = self.targets.columns_NK >= 0
+            if self.targets.logprob_NK is not None:  # an entry of probability 0 is as good as not kept
+                kept_NK = kept_NK & (self.targets.logprob_NK > -torch.inf)
+            kept_NJ = pad(kept_NK, (0, 1))
+        return Reads(tau, kept_NJ, entropy="entropy" in self._names, total="total" in self._names)
 
     def target(self) -> Target:
         """What the student should match."""
-        return self.tail(self.targets, self.label_N, temperature=self.temperature.value)
+        tau = self.choices.temperature.teacher(self.targets)
+        return self.choices.tail(self.targets, self.label_N, tau=tau, vocabulary=self.vocabulary)
+
+    def student(self, read: Student, reads: Reads) -> Student:
+        """What the loss sees of what was read: the student at its temperature."""
+        if self._squared or not reads.tempered:
+            return read
+        assert read.lse_tau_N is not None
+        tau = reads.tau
+        logit_NJ = read.logit_NJ / (tau[:, None] if isinstance(tau, Tensor) else tau)
+        sum_N = None if read.sum_N is None else read.sum_N / tau
+        return Student(logit_NJ, read.lse_tau_N, None, read.lse_outside_N, read.entropy_N, sum_N)
 
     def kd(self, student: Student, target: Target) -> Tensor:
-        """The loss against the teacher [N], 0 where the position does not distil; differentiable in the student."""
-        tau = self.temperature.student_value
-        if tau != 1:
-            assert student.lse_tau_N is not None
-            student = Student(student.logit_NJ / tau, student.lse_tau_N)
-        return torch.where(self.distil_N, tau**2 * self.loss(student, target), 0.0)
+        """The loss against the teacher [N], 0 where the position does not distil."""
+        kd_N = self.choices.loss(student, target)
+        return torch.where(self.distil_N, self.choices.temperature.factor(self.targets) * kd_N, 0.0)
 
-    def mix(self, lm_N: Tensor, kd_N: Tensor) -> Tensor:
-        """(1 - alpha) lm + alpha kd [N], with alpha = 0 where the position does not distil."""
-        alpha_N = self.distil_N.to(lm_N.dtype) * self.alpha
-        return (1 - alpha_N) * lm_N + alpha_N * kd_N
+    def kd_and_slope(self, read: Student, reads: Reads, target: Target) -> tuple[Tensor, Student]:
+        """(kd_N, its derivatives in what was read)."""
+        student = self.student(read, reads)
+        slope = getattr(self.choices.loss, "slope", None)
+        by = None if slope is None else slope(student, target)
+        if by is None:
+            return self._by_autograd(read, reads, target)
+        factor_N = self.choices.temperature.factor(self.targets) * self.distil_N.to(by.lse_N.dtype)
+        tempered = reads.tempered and not self._squared
+        # f(z / tau): every logit's and the sum's derivative is divided by tau, the log-sum-exp is the tempered one.
+        scale_N = factor_N / reads.tau if tempered else factor_N
+        by_lse_N, by_sum_N = factor_N * by.lse_N, None if by.sum_N is None else scale_N * by.sum_N
+        by_outside_N = None if by.lse_outside_N is None else factor_N * by.lse_outside_N
+        nothing_N = torch.zeros_like(by_lse_N)
+        by = Student(
+            by.logit_NJ.mul_(scale_N[:, None]),
+            nothing_N if tempered else by_lse_N,
+            by_lse_N if tempered else None,
+            by_outside_N,
+            None,
+            by_sum_N,
+        )
+        return self.kd(student, target), by
 
-    def kl(self, student: Student, target: Target, kd_N: Tensor) -> Tensor | None:
+    def kl(self, read: Student, target: Target, kd_N: Tensor) -> Tensor | None:
         """KL [N] of LossParts.kl, None where it is not known; target is what target() gave, kd_N what kd() gave."""
-        if self.temperature.value == 1 and isinstance(self.tail, Renormalise | AsSampled):
-            if isinstance(self.loss, KLD):
-                return kd_N
-        else:
-            target = Renormalise()(self.targets, self.label_N, temperature=1.0)
-        if target.entropy_N is None:
-            return None
-        return torch.where(self.distil_N, KLD()(student, target), 0.0)
+        loss, temperature, tail, _ = self.choices
+        if isinstance(tail, AsSampled):
+            if target.entropy_N is None:
+                return None
+            return kd_N if isinstance(loss, KLD) else torch.where(self.distil_N, kd_N - target.entropy_N, 0.0)
+        if isinstance(loss, KLD) and isinstance(tail, Renormalise) and _is_one(temperature):
+            return kd_N
+        assert self.targets.logprob_NK is not None
+        logprob_NK = self.targets.logprob_NK
+        # sum p / P log(p / P / q) of unnormalised p, without another softmax
+        prob_NK = logprob_NK.exp().masked_fill_(self.targets.columns_NK < 0, 0.0)
+        gap_NK = torch.where(prob_NK > 0, logprob_NK, 0.0) - read.logit_NJ[:, :-1] + read.lse_N[:, None]
+        mass_N = prob_NK.sum(dim=1)
+        kl_N = torch.linalg.vecdot(prob_NK.to(gap_NK.dtype), gap_NK) / mass_N - mass_N.log()
+        return torch.where(self.distil_N, kl_N, 0.0)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What the loss says it reads beside the usual."""
+        loss = self.choices.loss
+        return loss.reads(self.choices.tail) if hasattr(loss, "reads") else ()
+
+    @property
+    def _squared(self) -> bool:
+        """Whether the second temperature is there for sum q^2, not for the student's own."""
+        return "square" in self._names
+
+    def _by_autograd(self, read: Student, reads: Reads, target: Target) -> tuple[Tensor, Student]:
+        leaves = Student(*(None if number is None else number.detach().requires_grad_() for number in read))  # type: ignore[arg-type]
+        with torch.enable_grad():
+            kd_N = self.kd(self.student(leaves, reads), target)
+        wanted = [leaf for leaf in leaves if leaf is not None]
+        found = iter(torch.autograd.grad(kd_N, wanted, torch.ones_like(kd_N), materialize_grads=True))
+        by = Student(*(None if leaf is None else next(found) for leaf in leaves))  # type: ignore[arg-type]
+        return kd_N.detach(), by
 
 
-def distillation_term(
-    targets: SparseTargets | None,
-    label_N: Tensor,
-    *,
-    vocabulary: int,
-    alpha: float | Tensor,
-    loss: Loss,
-    temperature: Temperature,
-    tail: Tail,
-    positions: Positions,
-    row_len: int | None,
-) -> Term | None:
-    """The term, or None where the LM loss is all: no targets, or alpha = 0."""
+def checked_alpha(alpha: float | Tensor) -> float:
+    """alpha as a number. RecipeError unless it is a share."""
     share = float(alpha)
     if not 0 <= share <= 1:
         raise RecipeError(f"alpha is {share:g}; it is the share of the distillation loss and lies between 0 and 1.")
-    if targets is None or share == 0:
-        return None
+    return share
+
+
+def distillation_term(
+    targets: SparseTargets,
+    label_N: Tensor,
+    choices: Choices,
+    *,
+    vocabulary: int,
+    row_len: int | None,
+    student_entropy_N: Tensor | None = None,
+) -> Term:
+    """The term; student_entropy_N for positions that ask for it. RecipeError where the parts do not go together."""
+    loss, temperature, tail, positions = choices
     check_combination(loss, tail, temperature)
-    reason = refusal_of_targets(tail, sampled=targets.sampled)
-    if reason is not None:
-        raise RecipeError(reason)
-    if len(targets.ids_NK) != len(label_N):
+    check_targets(targets, loss=loss, tail=tail, temperature=temperature, positions=positions)
+    if len(targets) != len(label_N):
+        raise RecipeError(f"{len(targets)} targets for {len(label_N)} labels: give one target for every position.")
+    _check_ids(targets, vocabulary)
+    length_N = targets.length_N
+    able_N = (length_N > 0) & (label_N != IGNORED)
+    distil_N = positions(targets, able_N, row_len=row_len, student_entropy_N=student_entropy_N)
+    return Term(targets, label_N, distil_N, length_N, vocabulary, choices)
+
+
+def _check_ids(targets: SparseTargets, vocabulary: int) -> None:
+    highest = targets.columns_NK.shape[1] - 1
+    if targets.ids_NK is not None:
+        highest = int(targets.ids_NK.max()) if targets.ids_NK.numel() else -1
+    if highest >= vocabulary:
         raise RecipeError(
-            f"{len(targets.ids_NK)} targets for {len(label_N)} labels: give one target for every position."
-        )
-    if targets.ids_NK.numel() and int(targets.ids_NK.max()) >= vocabulary:
-        raise RecipeError(
-            f"The targets name token id {int(targets.ids_NK.max())}, and the student has {vocabulary} ids. "
+            f"The targets name token id {highest}, and the student has {vocabulary} ids. "
             "Teacher and student must share a tokenizer."
         )
-    distil_N = positions(targets, row_len=row_len) & (label_N != IGNORED)
-    return Term(targets, label_N, distil_N, targets.length_N, alpha, loss, temperature, tail)
+    if targets.ids_NK is None or not targets.ids_NK.numel():
+        return
+    # Sorting all would cost more than the loss; who names ids twice does it everywhere.
+    every = max(1, len(targets) // CHECKED)
+    ids_MK = targets.ids_NK[::every].sort(dim=1).values
+    twice_MK = (ids_MK[:, 1:] == ids_MK[:, :-1]) & (ids_MK[:, 1:] >= 0)
+    if bool(twice_MK.any()):
+        place = int(twice_MK.any(dim=1).nonzero()[0])
+        raise RecipeError(
+            f"The targets name token id {int(ids_MK[place, 1:][twice_MK[place]][0])} twice at position "
+            f"{place * every}. Put equal ids together with targets.unique()."
+        )
+
+
+def _is_one(temperature: Temperature) -> bool:
+    return isinstance(temperature, Static) and temperature.value == 1

@@ -21,7 +21,7 @@ from predistill.objective.sampled import Sampled
 from predistill.objective.targets import SparseTargets
 from predistill.objective.whole import Whole, by_rows
 
-__all__ = ["Sampled", "TopK", "TopP", "TopPK", "Truncation"]
+__all__ = ["Full", "Sampled", "TopK", "TopP", "TopPK", "Truncation"]
 
 _choice = ConfigDict(extra="forbid")
 Mass = Annotated[float, Field(gt=0, le=1)]
@@ -30,15 +30,41 @@ MASS_TOLERANCE = 2e-3  # of the kept mass read back from a store's grid
 
 
 @dataclass(frozen=True, config=_choice)
+class Full:
+    """The whole distribution: dense targets, four bytes an id and position. No bias, and every temperature is exact.
+
+    For teachers that run beside the student; no store is as wide.
+    """
+
+    kind: Literal["full"] = "full"
+
+    def __call__(self, logit_NV: Tensor, label_N: Tensor | None = None, *, tau: float | None = None) -> SparseTargets:
+        """Dense targets of logits [N, V] of any float type; label_N fills label_logprob_N, tau lse_tau_N."""
+        return by_rows(
+            lambda whole, _: whole.targets(ids_CK=None, logprob_CK=whole.logprob_CV), logit_NV, label_N, tau=tau
+        )
+
+    def narrow(self, targets: SparseTargets) -> SparseTargets:
+        """Dense targets as they are. RecipeError where anything was left out."""
+        if targets.whole:
+            return targets
+        raise RecipeError("Truncated targets cannot be made full: choose the truncation that they were kept with.")
+
+
+@dataclass(frozen=True, config=_choice)
 class TopK:
-    """The k most probable ids."""
+    """The k most probable ids.
+
+    Biased: renormalised, each kept probability is too large by 1 / (kept mass), and the tail learns nothing
+    (arXiv 2503.16870); the tails ghost, to_label and uniform give the rest a place.
+    """
 
     k: PositiveInt
     kind: Literal["top_k"] = "top_k"
 
-    def __call__(self, logit_NV: Tensor, label_N: Tensor | None = None) -> SparseTargets:
-        """Targets of logits [N, V] of any float type; label_N fills label_logprob_N."""
-        return by_rows(lambda whole, _: _cut(whole, p=None, k=self.k), logit_NV, label_N)
+    def __call__(self, logit_NV: Tensor, label_N: Tensor | None = None, *, tau: float | None = None) -> SparseTargets:
+        """Targets of logits [N, V] of any float type; label_N fills label_logprob_N, tau lse_tau_N."""
+        return by_rows(lambda whole, _: _cut(whole, p=None, k=self.k), logit_NV, label_N, tau=tau)
 
     def narrow(self, targets: SparseTargets) -> SparseTargets:
         """The same cut of targets already kept. RecipeError where they hold too little for it."""
@@ -47,14 +73,17 @@ class TopK:
 
 @dataclass(frozen=True, config=_choice)
 class TopP:
-    """The smallest set of most probable ids whose mass is at least p."""
+    """The smallest set of most probable ids whose mass is at least p (arXiv 1904.09751).
+
+    Renormalised, each kept probability is too large by at most 1 / p; how many ids that takes varies by position.
+    """
 
     p: Mass
     kind: Literal["top_p"] = "top_p"
 
-    def __call__(self, logit_NV: Tensor, label_N: Tensor | None = None) -> SparseTargets:
-        """Targets of logits [N, V] of any float type; label_N fills label_logprob_N."""
-        return by_rows(lambda whole, _: _cut(whole, p=self.p, k=None), logit_NV, label_N)
+    def __call__(self, logit_NV: Tensor, label_N: Tensor | None = None, *, tau: float | None = None) -> SparseTargets:
+        """Targets of logits [N, V] of any float type; label_N fills label_logprob_N, tau lse_tau_N."""
+        return by_rows(lambda whole, _: _cut(whole, p=self.p, k=None), logit_NV, label_N, tau=tau)
 
     def narrow(self, targets: SparseTargets) -> SparseTargets:
         """The same cut of targets already kept. RecipeError where they hold too little for it."""
@@ -63,22 +92,25 @@ class TopP:
 
 @dataclass(frozen=True, config=_choice)
 class TopPK:
-    """Top-p, then at most the k most probable of that (PAPER section 2)."""
+    """Top-p, then at most the k most probable of that (PAPER section 2: .95 and 100).
+
+    Bounded in size like TopK, and biased like it where k cuts first: a flat teacher keeps far less than p.
+    """
 
     p: Mass
     k: PositiveInt
     kind: Literal["top_p_k"] = "top_p_k"
 
-    def __call__(self, logit_NV: Tensor, label_N: Tensor | None = None) -> SparseTargets:
-        """Targets of logits [N, V] of any float type; label_N fills label_logprob_N."""
-        return by_rows(lambda whole, _: _cut(whole, p=self.p, k=self.k), logit_NV, label_N)
+    def __call__(self, logit_NV: Tensor, label_N: Tensor | None = None, *, tau: float | None = None) -> SparseTargets:
+        """Targets of logits [N, V] of any float type; label_N fills label_logprob_N, tau lse_tau_N."""
+        return by_rows(lambda whole, _: _cut(whole, p=self.p, k=self.k), logit_NV, label_N, tau=tau)
 
     def narrow(self, targets: SparseTargets) -> SparseTargets:
         """The same cut of targets already kept. RecipeError where they hold too little for it."""
         return _narrow(targets, p=self.p, k=self.k, wanted=f"top_p_k with p {self.p:g} and k {self.k}")
 
 
-Truncation = Annotated[TopK | TopP | TopPK | Sampled, Field(discriminator="kind")]
+Truncation = Annotated[Full | TopK | TopP | TopPK | Sampled, Field(discriminator="kind")]
 
 
 def _cut(whole: Whole, *, p: float | None, k: int | None) -> SparseTargets:
@@ -154,7 +186,9 @@ def _log_rest(whole: Whole, ids_CK: Tensor, kept_CK: Tensor) -> Tensor:
 
 def _narrow(targets: SparseTargets, *, p: float | None, k: int | None, wanted: str) -> SparseTargets:
     """A prefix of every position; what is dropped joins the rest."""
-    if targets.logprob_NK is None or targets.log_rest_N is None or targets.sampled:
+    if targets.whole:
+        targets = _cut_dense(targets)
+    if targets.ids_NK is None or targets.logprob_NK is None or targets.log_rest_N is None or targets.sampled:
         raise RecipeError(f"Sampled targets cannot be cut to {wanted}: use truncation sampled.")
     stored_NK = targets.ids_NK >= 0
     prob_NK = targets.logprob_NK.double().exp().masked_fill_(~stored_NK, 0.0)
@@ -181,4 +215,18 @@ def _narrow(targets: SparseTargets, *, p: float | None, k: int | None, wanted: s
         ids_NK=targets.ids_NK.masked_fill(~kept_NK, -1)[:, :width],
         logprob_NK=targets.logprob_NK.masked_fill(~kept_NK, 0.0)[:, :width],
         log_rest_N=torch.logaddexp(targets.log_rest_N, dropped_N),
+    )
+
+
+def _cut_dense(targets: SparseTargets) -> SparseTargets:
+    """Dense targets in descending order, as if everything had been kept."""
+    assert targets.logprob_NK is not None
+    ids_NK = _most_probable(targets.logprob_NK, targets.logprob_NK.shape[1])
+    logprob_NK = targets.logprob_NK.gather(1, ids_NK)
+    ruled_out_NK = logprob_NK == -torch.inf
+    return replace(
+        targets,
+        ids_NK=ids_NK.masked_fill(ruled_out_NK, -1),
+        logprob_NK=logprob_NK.masked_fill(ruled_out_NK, 0.0),
+        log_rest_N=torch.full_like(logprob_NK[:, 0], -torch.inf),
     )

@@ -29,15 +29,16 @@ class Whole(NamedTuple):
     entropy_C: Tensor
     logit_std_C: Tensor
     label_logprob_C: Tensor | None
+    lse_tau_C: Tensor | None = None
+    tau: float | None = None
 
     def targets(
         self,
         *,
-        ids_CK: Tensor,
+        ids_CK: Tensor | None,
         logprob_CK: Tensor | None = None,
         weight_CK: Tensor | None = None,
         log_rest_C: Tensor | None = None,
-        lse_tau_C: Tensor | None = None,
         draws: int | None = None,
     ) -> SparseTargets:
         """Targets that keep these entries."""
@@ -49,28 +50,33 @@ class Whole(NamedTuple):
             entropy_N=self.entropy_C,
             logit_std_N=self.logit_std_C,
             label_logprob_N=self.label_logprob_C,
-            lse_tau_N=lse_tau_C,
+            lse_tau_N=self.lse_tau_C,
             draws=draws,
+            tau=self.tau,
         )
 
 
 def by_rows(
-    keep: Callable[[Whole, slice], SparseTargets], logit_NV: Tensor, label_N: Tensor | None = None
+    keep: Callable[[Whole, slice], SparseTargets],
+    logit_NV: Tensor,
+    label_N: Tensor | None = None,
+    *,
+    tau: float | None = None,
 ) -> SparseTargets:
-    """`keep` over a few positions at a time, its targets put together. Works in float32.
+    """`keep` over a few positions at a time, its targets put together. Works in float32; tau asks for lse_tau.
 
     Logits of -inf rule an id out. Raises TeacherError for logits that are NaN or +inf, or all -inf.
     """
     step = max(1, CHUNK_ELEMENTS // max(1, logit_NV.shape[1]))
     with torch.no_grad():
         parts = [
-            keep(_whole(logit_NV[rows].float(), None if label_N is None else label_N[rows]), rows)
+            keep(_whole(logit_NV[rows].float(), None if label_N is None else label_N[rows], tau), rows)
             for rows in (slice(start, start + step) for start in range(0, max(1, len(logit_NV)), step))
         ]
     return parts[0] if len(parts) == 1 else _concatenate(parts)
 
 
-def _whole(logit_CV: Tensor, label_C: Tensor | None) -> Whole:
+def _whole(logit_CV: Tensor, label_C: Tensor | None, tau: float | None) -> Whole:
     logprob_CV = torch.log_softmax(logit_CV, dim=1)
     prob_CV = logprob_CV.exp()
     entropy_C = -torch.linalg.vecdot(prob_CV, logprob_CV)
@@ -89,12 +95,13 @@ def _whole(logit_CV: Tensor, label_C: Tensor | None) -> Whole:
     label_logprob_C = None
     if label_C is not None:
         label_logprob_C = logprob_CV.gather(1, label_C.clamp(min=0)[:, None])[:, 0]
-    return Whole(logprob_CV, prob_CV, entropy_C, variance_C.clamp(min=0).sqrt(), label_logprob_C)
+    lse_tau_C = None if tau is None else (logprob_CV / tau).logsumexp(dim=1)
+    return Whole(logprob_CV, prob_CV, entropy_C, variance_C.clamp(min=0).sqrt(), label_logprob_C, lse_tau_C, tau)
 
 
 def _concatenate(parts: list[SparseTargets]) -> SparseTargets:
     """The parts one after the other, padded to the longest position."""
-    width = max(part.ids_NK.shape[1] for part in parts)
+    width = max(part.columns_NK.shape[1] for part in parts)
 
     def joined(name: str) -> Tensor | int | None:
         values = [getattr(part, name) for part in parts]

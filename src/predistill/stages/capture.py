@@ -25,7 +25,7 @@ from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError, did_you_mean
 from predistill.files import write_atomic
 from predistill.fingerprint import file_sha256, row_hash
-from predistill.objective import Sampled, SparseTargets, TopK, TopP, TopPK, Truncation
+from predistill.objective import Full, Sampled, SparseTargets, TopK, TopP, TopPK, Truncation
 from predistill.runs import command_line
 from predistill.stages.inputs import pick_device
 from predistill.store import RowTargets, Store, StoreWriter
@@ -60,6 +60,8 @@ def capture(
     started = time.perf_counter(), time.process_time()
     if dtype not in DTYPES:
         raise RecipeError(f'--dtype is "{dtype}"{did_you_mean(dtype, DTYPES) or "."} One of {", ".join(DTYPES)}.')
+    if isinstance(truncation, Full):
+        raise RecipeError("truncation is full, and a store keeps a part of every distribution: use top_p_k or sampled.")
     if isinstance(truncation, Sampled) and truncation.proposal_temperature != 1:
         raise RecipeError(
             f"proposal_temperature is {truncation.proposal_temperature:g}, capture draws from the teacher: use 1."
@@ -180,10 +182,11 @@ class _Teaching:
 
 def _csr_arrays(targets: SparseTargets, *, draws: int) -> dict[str, npt.NDArray[Any]]:
     """Padded tensors as the arrays that RowTargets holds; those that the truncation does not make are absent."""
-    kept_NK = targets.ids_NK >= 0
+    ids_NK = targets.columns_NK
+    kept_NK = ids_NK >= 0
     arrays = {
         "length_N": kept_NK.sum(dim=1).int(),
-        "ids_E": targets.ids_NK[kept_NK].int(),
+        "ids_E": ids_NK[kept_NK].int(),
         "logprob_E": None if targets.logprob_NK is None else targets.logprob_NK[kept_NK],
         "count_E": None if targets.weight_NK is None else (targets.weight_NK[kept_NK] * draws).round().int(),
         "log_rest_N": targets.log_rest_N,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,12 +14,13 @@ from transformers import PretrainedConfig
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError
 from predistill.laws import training_bytes, training_flops
-from predistill.objective import check_narrower
+from predistill.objective import EntropyScaled, StdScaled, check_combination, check_narrower
 from predistill.recipe import Recipe
 from predistill.runs import command_line
 from predistill.store import Store
 from predistill.students.build import student_config
 from predistill.teachers.stored import stored_truncation
+from predistill.training.step import Objective
 
 __all__ = ["Inputs", "open_inputs", "pick_device"]
 
@@ -33,6 +34,14 @@ class Inputs:
     stores: tuple[Store, ...]
     config: PretrainedConfig
     batch_rows: int
+
+    def objective(self, recipe: Recipe) -> Objective:
+        """The recipe's loss; a scaled temperature without a reference takes its statistic's mean over the stores."""
+        temperature = recipe.temperature
+        if isinstance(temperature, StdScaled | EntropyScaled) and temperature.reference is None and self.stores:
+            name = "mean_logit_std" if isinstance(temperature, StdScaled) else "mean_entropy_nats"
+            temperature = replace(temperature, reference=_mean(name, self.stores))
+        return Objective(recipe.loss, temperature, recipe.tail, recipe.positions)
 
     def environment(self, recipe: Recipe) -> dict[str, Any]:
         """What environment.json keeps; `identity` is what must not differ when a run goes on."""
@@ -152,6 +161,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
+def _mean(name: str, stores: tuple[Store, ...]) -> float:
+    """What the captures measured of their teachers, weighted by positions."""
+    tests = [(store.manifest.get("self_test") or {}, store.totals["positions"]) for store in stores]
+    if any(name not in test for test, _ in tests):
+        raise RecipeError(
+            f"A store's manifest has no {name}, which the temperature refers to: set temperature.reference."
+        )
+    total = sum(float(test[name]) * int(positions) for test, positions in tests)
+    return total / sum(int(positions) for _, positions in tests)
+
+
 def _matching_store(path: str | None, corpus: Corpus, recipe: Recipe) -> Store:
     assert path is not None
     store = Store(path)
@@ -167,4 +187,5 @@ def _matching_store(path: str | None, corpus: Corpus, recipe: Recipe) -> Store:
                 "Capture it again with `predistill capture`, or train on the corpus named in its manifest."
             )
     check_narrower(recipe.truncation, stored_truncation(store))
+    check_combination(recipe.loss, recipe.tail, recipe.temperature, recipe.truncation, taus=())  # no store keeps any
     return store

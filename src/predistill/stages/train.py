@@ -28,7 +28,7 @@ from predistill.students.export import export_student
 from predistill.teachers.stored import StoredTeacher
 from predistill.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from predistill.training.optim import adamw, set_lr
-from predistill.training.step import MicroBatch, Objective, StepResult, train_step
+from predistill.training.step import MicroBatch, StepResult, train_step
 
 __all__ = ["train"]
 
@@ -100,10 +100,13 @@ class _Batches:
     def __init__(self, recipe: Recipe, inputs: Inputs, device: torch.device) -> None:
         self._recipe, self._inputs, self._device = recipe, inputs, device
         first = inputs.corpora[0]
-        self.objective = Objective(recipe.loss, recipe.temperature, recipe.tail, recipe.positions)
+        self.objective = inputs.objective(recipe)
+        needs = (*recipe.temperature.needs, *recipe.positions.needs)
         self.end_id = first.end_id if first.document_mask else None
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-        self._teachers = [StoredTeacher(store, truncation=recipe.truncation, device=device) for store in inputs.stores]
+        self._teachers = [
+            StoredTeacher(store, truncation=recipe.truncation, device=device, needs=needs) for store in inputs.stores
+        ]
 
     def tokens(self, steps: int) -> int:
         """Labels seen after so many steps."""

@@ -20,10 +20,16 @@ __all__ = ["StoredTeacher", "padded_targets", "stored_truncation"]
 class StoredTeacher:
     """A store read through the recipe's (narrower or equal) truncation."""
 
-    def __init__(self, store: Store, *, truncation: Truncation, device: torch.device) -> None:
+    def __init__(
+        self, store: Store, *, truncation: Truncation, device: torch.device, needs: tuple[str, ...] = ()
+    ) -> None:
+        """`needs`: what the objective reads beside the kept entries, such as entropy_N."""
         self._store, self._truncation, self._device = store, truncation, device
         self._kept = stored_truncation(store)
         self._draws = self._kept.draws if isinstance(self._kept, Sampled) else None
+        proposal = self._kept.proposal_temperature if isinstance(self._kept, Sampled) else 1.0
+        self._tau = None if proposal == 1 else proposal
+        self._needs = needs if self._draws is None else (*needs, "entropy_N")
 
     def targets(self, rows: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> SparseTargets:
         """Targets [n*T, K] of corpus rows `rows`, whose token ids are `ids` [n, T + 1]; a row's never depend on which
@@ -32,13 +38,12 @@ class StoredTeacher:
         Raises StoreError when a record is damaged or was made from other tokens.
         """
         hashes = np.array([row_hash(row) for row in ids], dtype=np.uint64)
-        wanted = () if self._draws is None else ("entropy_N",)  # all that a loss reads beside the kept entries
-        stored = self._store.rows(rows, token_hashes=hashes, fields=wanted)
-        targets = padded_targets(stored, draws=self._draws, device=self._device)
+        stored = self._store.rows(rows, token_hashes=hashes, fields=tuple(dict.fromkeys(self._needs)))
+        targets = padded_targets(stored, draws=self._draws, device=self._device, tau=self._tau)
         if self._truncation == self._kept:  # cut again, the grid's rounding could drop the last entry of a top-p
             return targets
         if isinstance(self._truncation, Sampled):
-            return _thinned(targets, rows, self._truncation)
+            return _thinned(targets, rows, self._truncation, self._device)
         return self._truncation.narrow(targets)
 
 
@@ -49,8 +54,11 @@ def stored_truncation(store: Store) -> Truncation:
     return truncation
 
 
-def padded_targets(stored: RowTargets, *, draws: int | None, device: torch.device) -> SparseTargets:
-    """CSR arrays as padded tensors; `draws` is given for a sampled store, whose weights are counts / draws."""
+def padded_targets(
+    stored: RowTargets, *, draws: int | None, device: torch.device, tau: float | None = None
+) -> SparseTargets:
+    """CSR arrays as padded tensors; `draws` is given for a sampled store, whose weights are counts / draws, and `tau`
+    where a normaliser is stored: the temperature that it is of."""
     lengths = stored.length_N.astype(np.int64)
     width = max(int(lengths.max(initial=0)), 1)
     kept_NK = np.arange(width) < lengths[:, None]
@@ -78,16 +86,19 @@ def padded_targets(stored: RowTargets, *, draws: int | None, device: torch.devic
         label_logprob_N=column(stored.label_logprob_N),
         lse_tau_N=column(stored.normaliser_N),
         draws=draws,
+        tau=tau,
     )
 
 
-def _thinned(targets: SparseTargets, rows: npt.NDArray[np.int64], fewer: Sampled) -> SparseTargets:
+def _thinned(
+    targets: SparseTargets, rows: npt.NDArray[np.int64], fewer: Sampled, device: torch.device
+) -> SparseTargets:
     """Fewer of the stored draws, chosen row by row with random numbers that are a row's own."""
-    row_len = len(targets.ids_NK) // len(rows)
+    row_len = len(targets) // len(rows)
     parts = [
         fewer.narrow(
             targets.select(slice(i * row_len, (i + 1) * row_len)),
-            generator=torch.Generator(targets.ids_NK.device).manual_seed(int(row)),
+            generator=torch.Generator(device).manual_seed(int(row)),
         )
         for i, row in enumerate(rows)
     ]
@@ -95,7 +106,7 @@ def _thinned(targets: SparseTargets, rows: npt.NDArray[np.int64], fewer: Sampled
     logprobs = [part.logprob_NK for part in parts if part.logprob_NK is not None]
     return replace(
         targets,
-        ids_NK=torch.cat([part.ids_NK for part in parts]),
+        ids_NK=torch.cat([part.columns_NK for part in parts]),
         weight_NK=torch.cat(weights),
         logprob_NK=torch.cat(logprobs) if logprobs else None,
         draws=fewer.draws,

@@ -1,0 +1,84 @@
+"""What is read of a chunk of logits, and what writes their gradient: the one primitive of every loss.
+
+The loss of a position is a function f of a few of its logits z_J and of a few numbers over the vocabulary (LOSS.md,
+section 1): L = lse(z), L_tau = lse(z / tau), L_out = lse outside the kept ids, H = entropy, Z = sum z. With the
+derivatives of f in those numbers, q = softmax(z) and q_tau = softmax(z / tau), the gradient of all logits is
+
+    dz = f_L q + f_Ltau / tau q_tau + f_Lout / tau q_tau,out - f_H / tau q_tau (log q_tau + H) + f_Z + scatter(f_zJ)
+
+C positions of a chunk  V vocabulary  J columns: the target's ids, then the label
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Reads", "Student", "column", "kept_gradient", "outside_weights"]
+
+
+class Student(NamedTuple):
+    """Numbers of the student's logits z at N positions, or the derivatives of a loss in them; None: not asked for.
+
+    logit_NJ       z at the target's ids and at the label
+    lse_N          log sum exp z
+    lse_tau_N      log sum exp (z / tau), for the one other temperature that is asked for
+    lse_outside_N  log sum exp (z / tau) outside the kept ids (tau = 1 where no other is asked for)
+    entropy_N      of softmax(z / tau), nats
+    sum_N          sum z over the vocabulary
+    """
+
+    logit_NJ: Tensor
+    lse_N: Tensor
+    lse_tau_N: Tensor | None = None
+    lse_outside_N: Tensor | None = None
+    entropy_N: Tensor | None = None
+    sum_N: Tensor | None = None
+
+
+class Reads(NamedTuple):
+    """Which numbers are asked for beside logit_CJ and lse_C.
+
+    tau is a number for all positions or one a position; 1 asks for nothing. kept_CJ (bool: which columns are kept ids)
+    asks for L_out; it goes with neither entropy nor total.
+    """
+
+    tau: float | Tensor = 1.0
+    kept_CJ: Tensor | None = None
+    entropy: bool = False
+    total: bool = False
+
+    @property
+    def tempered(self) -> bool:
+        """Whether another temperature than 1 is asked for."""
+        return isinstance(self.tau, Tensor) or self.tau != 1
+
+
+def column(value_C: float | Tensor) -> float | Tensor:
+    """A number, or one a position as a column beside [C, V]."""
+    return value_C[:, None] if isinstance(value_C, Tensor) else value_C
+
+
+def kept_gradient(student: Student, reads: Reads, by: Student) -> Tensor:
+    """The softmax part of the gradient of the kept logits [C, J], where softmaxes are at hand outside them only."""
+    assert reads.kept_CJ is not None
+    inside_CJ = by.lse_N[:, None] * (student.logit_NJ - student.lse_N[:, None]).exp()
+    if student.lse_tau_N is not None and by.lse_tau_N is not None:
+        q_CJ = (student.logit_NJ / column(reads.tau) - student.lse_tau_N[:, None]).exp()
+        inside_CJ = inside_CJ + column(by.lse_tau_N / reads.tau) * q_CJ
+    return inside_CJ.masked_fill_(~reads.kept_CJ, 0.0)
+
+
+def outside_weights(student: Student, by: Student, *, outside_C: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the softmaxes outside the kept ids, at temperature 1 and at tau, are multiplied by (the latter before
+    1 / tau): softmax(z) = softmax(z outside) exp(L_out - L). outside_C is L_out at temperature 1."""
+    by_C = by.lse_N * (outside_C - student.lse_N).exp()
+    by_outside_C = torch.zeros_like(by_C) if by.lse_outside_N is None else by.lse_outside_N
+    if student.lse_tau_N is None:
+        return by_C + by_outside_C, None
+    assert student.lse_outside_N is not None
+    if by.lse_tau_N is not None:
+        by_outside_C = by_outside_C + by.lse_tau_N * (student.lse_outside_N - student.lse_tau_N).exp()
+    return by_C, by_outside_C
