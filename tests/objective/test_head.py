@@ -30,6 +30,7 @@ from predistill.objective import (
     NormKD,
     Renormalise,
     ReverseKLD,
+    Sampled,
     SparseTargets,
     Static,
     StdScaled,
@@ -618,10 +619,17 @@ def gradient_errors(
     return [error(found, wanted) for found, wanted in zip(*gradients, strict=True)]
 
 
+def near_targets(logit_NV: Tensor, tail: Any, temperature: Any) -> SparseTargets:
+    if tail.kind == "as_sampled":
+        return Sampled(draws=200)(logit_NV, generator=torch.Generator().manual_seed(6))
+    if needs_all(tail, temperature) and temperature.kind not in ("static", "wttm"):
+        return Full()(logit_NV)
+    return TopPK(p=0.95, k=50)(logit_NV, tau=getattr(temperature, "value", None))
+
+
 @pytest.mark.parametrize("tail", [Renormalise(), Ghost()], ids=lambda tail: tail.kind)
 @pytest.mark.parametrize("spread", [1.0, 0.02])
-def test_float32_gradients_hold_near_convergence(tolerance: Any, tail: Any, spread: float) -> None:
-    """Random logits cannot show the cancellation in q - t; a student that is nearly there does."""
+def test_a_student_can_be_near_or_far(tolerance: Any, tail: Any, spread: float) -> None:
     case = near_student(spread=spread)
     kd = linear_distill_loss(*case, alpha=1.0, tail=tail).kd
     assert kd is not None
@@ -629,10 +637,28 @@ def test_float32_gradients_hold_near_convergence(tolerance: Any, tail: Any, spre
     assert max(gradient_errors(*case, alpha=1.0, tail=tail)) < tolerance.float32_gradient
 
 
-@pytest.mark.parametrize("tail", [Renormalise(), Ghost()], ids=lambda tail: tail.kind)
-def test_bfloat16_operands_keep_their_gradient(tolerance: Any, tail: Any) -> None:
-    hidden_ND, weight_VD, label_N, targets = near_student(spread=0.05)
-    errors = gradient_errors(hidden_ND.bfloat16(), weight_VD.bfloat16(), label_N, targets, alpha=1.0, tail=tail)
+@pytest.mark.parametrize("spread", [1.0, 0.02])
+@pytest.mark.parametrize(("loss", "tail", "temperature"), ALLOWED)
+def test_float32_gradients_hold_near_convergence(
+    tolerance: Any, loss: Any, tail: Any, temperature: Any, spread: float
+) -> None:
+    """Random logits cannot show the cancellation in q - t; a student that is nearly there does."""
+    hidden_ND, weight_VD, label_N, _ = near_student(spread=spread)
+    targets = near_targets(near_student(spread=0.0)[0] @ weight_VD.T, tail, temperature)
+    parts = {"loss": loss, "tail": tail, "temperature": temperature}
+    errors = gradient_errors(hidden_ND, weight_VD, label_N, targets, alpha=1.0, **parts)
+    assert max(errors) < (tolerance.float32_gradient if spread == 1 else tolerance.float32_near)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("loss", "tail", "temperature"), ALLOWED)
+def test_narrow_operands_keep_their_gradient(
+    tolerance: Any, loss: Any, tail: Any, temperature: Any, dtype: torch.dtype
+) -> None:
+    hidden_ND, weight_VD, label_N, _ = near_student(spread=0.05)
+    targets = near_targets(near_student(spread=0.0)[0] @ weight_VD.T, tail, temperature)
+    parts = {"loss": loss, "tail": tail, "temperature": temperature}
+    errors = gradient_errors(hidden_ND.to(dtype), weight_VD.to(dtype), label_N, targets, alpha=1.0, **parts)
     assert max(errors) < tolerance.bfloat16_gradient
 
 

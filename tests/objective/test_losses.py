@@ -26,9 +26,7 @@ from predistill.objective import (
     Uniform,
     Zero,
     distill_loss,
-    linear_distill_loss,
 )
-from predistill.objective.kernels.reading import Student
 from predistill.objective.tail import Target
 
 V = 40
@@ -140,34 +138,6 @@ def test_decoupled_at_temperature_one_is_ghost() -> None:
     ghost, decoupled = (kd(student().detach(), tail=tail) for tail in (Ghost(), Decoupled(tau=1.0)))
     assert float(decoupled) == pytest.approx(float(ghost), rel=1e-5)
     assert abs(float(kd(student().detach(), tail=Decoupled(tau=2.0))) - float(ghost)) > 1e-2
-
-
-def test_a_loss_of_ones_own_needs_its_value_only(tolerance: Any) -> None:
-    class Hellinger:
-        """Squared Hellinger distance over the kept ids and the rest, as zero mass."""
-
-        kind = "hellinger"
-
-        def __call__(self, student: Student, target: Target) -> torch.Tensor:
-            root_q_NJ = ((student.logit_NJ - student.lse_N[:, None]) / 2).exp()
-            overlap_NJ = torch.where(target.kept_NJ, target.prob_NJ.sqrt() * root_q_NJ, 0.0)
-            return 1 - overlap_NJ.sum(dim=1)
-
-    hidden_ND, weight_VD = (x.double().requires_grad_() for x in (student().detach(), torch.eye(V)))
-    parts = linear_distill_loss(hidden_ND, weight_VD, label(), targets(), alpha=0.7, loss=Hellinger())  # type: ignore[arg-type]
-    t_NV = torch.zeros(15, V, dtype=torch.float64).scatter_add(
-        1,
-        targets().columns_NK.clamp(min=0),
-        (targets().columns_NK >= 0) * targets().logprob_NK.double().exp(),  # type: ignore[union-attr]
-    )
-    t_NV = t_NV / t_NV.sum(dim=1, keepdim=True)
-    q_NV = (hidden_ND @ weight_VD.T).softmax(dim=1)
-    lm_N = torch.nn.functional.cross_entropy(hidden_ND @ weight_VD.T, label(), reduction="none")
-    wanted = (0.3 * lm_N + 0.7 * (1 - (t_NV * q_NV + 1e-40).sqrt().sum(dim=1))).sum()
-    found, right = (torch.autograd.grad(total, (hidden_ND, weight_VD)) for total in (parts.total, wanted))
-    assert float(parts.total.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
-    for gradient, definition in zip(found, right, strict=True):
-        assert (gradient - definition).norm() < tolerance.float32_gradient * definition.norm()  # float32 targets
 
 
 @pytest.mark.parametrize("tau", [0.05, 0.5, 1.0, 5.0])

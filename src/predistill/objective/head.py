@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from predistill.errors import RecipeError
 from predistill.objective.kernels.backends import rows_backend
-from predistill.objective.kernels.reading import Reads, Student
+from predistill.objective.kernels.reading import Reads, Scratch, Student
+from predistill.objective.kernels.torch_rows import deviation
 from predistill.objective.losses import KLD, Loss
 from predistill.objective.positions import All, Positions
 from predistill.objective.tail import Renormalise, Tail
@@ -234,6 +235,7 @@ class _Layer(NamedTuple):
     softcap: float | None
     dtype: torch.dtype  # of the logits
     backend: Any
+    scratch: Scratch
 
     @classmethod
     def of(
@@ -261,6 +263,7 @@ class _Layer(NamedTuple):
             softcap,
             dtype,
             rows_backend(backend, hidden_ND.device, dtype),
+            Scratch(),
         )
 
     @property
@@ -305,7 +308,8 @@ class _Layer(NamedTuple):
             logit_CV = self.logits(hidden_ND[position_C].to(self.weight_VD.dtype), buffer_CV)
             for rows in self.blocks(len(position_C)):
                 none_CJ = position_C.new_zeros((len(position_C[rows]), 1))
-                reading = self.backend.read_(logit_CV[rows], none_CJ, Reads(entropy=True), softcap=self.softcap)
+                reads = Reads(entropy=True)
+                reading = self.backend.read_(logit_CV[rows], none_CJ, reads, self.scratch, softcap=self.softcap)
                 entropy_N[position_C[rows]] = reading.student.entropy_N
         return entropy_N
 
@@ -375,8 +379,9 @@ def _block_(
     backend = layer.backend
     ids_CJ, reads = label_C[:, None], Reads()
     if term is not None:
-        ids_CJ, reads = term.ids_NJ, term.reads(lambda: _capped(logit_CV, layer.softcap))
-    reading = backend.read_(logit_CV, ids_CJ, reads, softcap=layer.softcap)
+        ids_CJ = term.ids_NJ
+        reads = term.reads(lambda: deviation(logit_CV, layer.scratch, softcap=layer.softcap))
+    reading = backend.read_(logit_CV, ids_CJ, reads, layer.scratch, softcap=layer.softcap)
     read = reading.student
     lm_C = read.lse_N - read.logit_NJ[:, -1]
     total_C, by_lse_C, kd_C, kl_C = lm_C, torch.ones_like(lm_C), None, None
@@ -397,11 +402,6 @@ def _block_(
     values = (lm_C.new_zeros(()) if value_C is None else value_C.sum() for value_C in (total_C, lm_C, kd_C, kl_C))
     sums = torch.stack(tuple(values))
     return sums, backend.write_gradient_(reading, by, dtype=layer.weight_VD.dtype) if grad else logit_CV
-
-
-def _capped(logit_CV: Tensor, softcap: float | None) -> Tensor:
-    """Capped logits, for the one temperature that reads them all."""
-    return logit_CV if softcap is None else softcap * torch.tanh(logit_CV / softcap)
 
 
 def _times_(number_CX: Tensor, alpha_C: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def distill_loss(
     term = distillation_term(
         targets, label_N, choices, vocabulary=vocabulary, row_len=row_len, student_entropy_N=entropy_N
     ).at(counted_N.nonzero()[:, 0])
-    reads = term.reads(lambda: logit_NV)
+    reads = term.reads(lambda: logit_NV.detach().std(dim=1, correction=0))
     read = Student(logit_NV.gather(1, term.ids_NJ), lse_N)
     tempered_NV = logit_NV / column(reads.tau)
     if reads.tempered:

@@ -1,9 +1,10 @@
 """How much the teacher's distribution is flattened or sharpened, and the student's with it.
 
-A temperature tells three things: tau of the teacher, tau of the student in the distillation term, and the factor of
-that term. Each is a number for all positions, or one a position.
+A temperature tells three things: tau of the teacher, tau of the student in the distillation term (which may depend on
+the standard deviation of the student's logits), and the factor of that term. Each is a number for all positions, or one
+a position.
 
-N positions  V vocabulary
+N positions
 """
 
 # ruff: noqa: ARG002  (temperatures share their calls)
@@ -52,7 +53,7 @@ class Static:
         """The teacher's temperature."""
         return self.value
 
-    def student(self, logit_NV: Callable[[], Tensor]) -> float | Tensor:
+    def student(self, deviation: Callable[[], Tensor]) -> float | Tensor:
         """The student's temperature in the distillation term."""
         return self.value if self.sides == "both" else 1.0
 
@@ -80,13 +81,10 @@ class NormKD:
         assert targets.logit_std_N is not None
         return (self.scale * targets.logit_std_N).clamp(min=LEAST_TAU)
 
-    def student(self, logit_NV: Callable[[], Tensor]) -> float | Tensor:
-        """[N], without a gradient."""
-        full_NV = logit_NV().detach()
-        centred_NV = full_NV - full_NV.mean(dim=1, keepdim=True)
-        variance_N = torch.linalg.vecdot(centred_NV, centred_NV) / centred_NV.shape[1]
-        tau_N: Tensor = (self.scale * variance_N.sqrt()).clamp(min=LEAST_TAU)
-        return tau_N
+    def student(self, deviation: Callable[[], Tensor]) -> float | Tensor:
+        """[N]."""
+        tau_N = self.scale * deviation()
+        return tau_N.clamp(min=LEAST_TAU)
 
     def factor(self, targets: SparseTargets) -> float | Tensor:
         """[N]."""
@@ -109,7 +107,7 @@ class WTTM:
         """The teacher's temperature."""
         return self.value
 
-    def student(self, logit_NV: Callable[[], Tensor]) -> float | Tensor:
+    def student(self, deviation: Callable[[], Tensor]) -> float | Tensor:
         """1."""
         return 1.0
 
@@ -146,7 +144,7 @@ class StdScaled:
         """[N]."""
         return _scaled(self, targets.logit_std_N)
 
-    def student(self, logit_NV: Callable[[], Tensor]) -> float | Tensor:
+    def student(self, deviation: Callable[[], Tensor]) -> float | Tensor:
         """1."""
         return 1.0
 
@@ -181,7 +179,7 @@ class EntropyScaled:
         """[N]."""
         return _scaled(self, targets.entropy_N)
 
-    def student(self, logit_NV: Callable[[], Tensor]) -> float | Tensor:
+    def student(self, deviation: Callable[[], Tensor]) -> float | Tensor:
         """1."""
         return 1.0
 

@@ -88,9 +88,9 @@ class Term(NamedTuple):
         outside = isinstance(self.choices.tail, Ghost | Decoupled)
         return self.choices.temperature.teacher_only and not outside and not self._names
 
-    def reads(self, logit_NV: Callable[[], Tensor]) -> Reads:
-        """What is read of the student's logits, which logit_NV gives to a temperature that depends on them."""
-        tau = 0.5 if self._squared else self.choices.temperature.student(logit_NV)
+    def reads(self, deviation: Callable[[], Tensor]) -> Reads:
+        """What is read of the student's logits; deviation: their standard deviation [N], for who asks."""
+        tau = 0.5 if self._squared else self.choices.temperature.student(deviation)
         kept_NJ = None
         if isinstance(self.choices.tail, Ghost | Decoupled):
             kept_NK = self.targets.columns_NK >= 0

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from predistill.objective.kernels.reading import Reads, Student, column
-from predistill.objective.kernels.torch_rows import read_, write_gradient_
+from predistill.objective.kernels.reading import Reads, Scratch, Student, column
+from predistill.objective.kernels.torch_rows import deviation, read_, write_gradient_
 
 
 def loss(student: Student) -> Tensor:
@@ -64,7 +64,7 @@ def test_any_function_of_the_numbers_gets_its_gradient(asked: dict[str, Any], so
     )
     (wanted_CV,) = torch.autograd.grad(loss(dense), leaf_CV)
 
-    reading = read_(logit_CV, ids_CJ, reads, softcap=softcap)
+    reading = read_(logit_CV, ids_CJ, reads, Scratch(), softcap=softcap)
     for found, number in zip(reading.student, dense, strict=True):
         assert (found is None) == (number is None)
         if found is not None and number is not None:
@@ -83,7 +83,7 @@ def test_nothing_outside_the_kept_ids_is_minus_infinity_and_no_nan() -> None:
     wanted_C = logit_CV.double().logsumexp(1)
     ids_CJ = torch.tensor([[0, 1, 2, 1], [2, 0, 0, 1]])
     kept_CJ = torch.tensor([[True, True, True, False], [True, False, False, False]])
-    student = read_(logit_CV, ids_CJ, Reads(kept_CJ=kept_CJ)).student
+    student = read_(logit_CV, ids_CJ, Reads(kept_CJ=kept_CJ), Scratch()).student
     assert student.lse_outside_N is not None
     assert student.lse_outside_N[0] == -torch.inf
     assert torch.isfinite(student.lse_outside_N[1])
@@ -98,6 +98,25 @@ def test_softmax_in_the_buffer_of_the_logits_is_softmax(columns: int, offset: fl
     logit_CV = 3 * torch.randn(5, columns, generator=torch.Generator().manual_seed(53)) + offset
     wanted_CV, wanted_C = torch.softmax(logit_CV, dim=1), logit_CV.double().logsumexp(1)
     ids_CJ = torch.zeros(5, 1, dtype=torch.int64)
-    student = read_(logit_CV, ids_CJ, Reads()).student
+    student = read_(logit_CV, ids_CJ, Reads(), Scratch()).student
     assert torch.equal(logit_CV, wanted_CV)
     assert (student.lse_N.double() - wanted_C).abs().max() <= 2e-7 * max(abs(offset), 10)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_the_deviation_is_that_of_capped_logits_whatever_their_offset(softcap: float | None, offset: float) -> None:
+    logit_CV = 3 * torch.randn(5, 70, generator=torch.Generator().manual_seed(54)) + offset
+    before_CV = logit_CV.clone()
+    capped_CV = logit_CV.double() if softcap is None else softcap * torch.tanh(logit_CV.double() / softcap)
+    found_C = deviation(logit_CV, Scratch(), softcap=softcap)
+    assert torch.equal(logit_CV, before_CV)
+    assert torch.allclose(found_C.double(), capped_CV.std(dim=1, correction=0), rtol=1e-5, atol=1e-5)
+
+
+def test_scratch_gives_the_same_room_again_and_grows() -> None:
+    scratch = Scratch()
+    small = scratch("a", torch.empty(2, 3))
+    assert scratch("a", torch.empty(1, 3)).data_ptr() == small.data_ptr()
+    assert scratch("b", torch.empty(2, 3)).data_ptr() != small.data_ptr()
+    assert scratch("a", torch.empty(4, 3)).shape == (4, 3)

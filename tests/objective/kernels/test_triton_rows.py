@@ -23,7 +23,7 @@ triton = pytest.importorskip("triton")
 assert isinstance(triton.language.sum, triton.JITFunction) != INTERPRETED, "TRITON_INTERPRET was set too late"
 
 from predistill.objective.kernels import torch_rows, triton_rows  # noqa: E402
-from predistill.objective.kernels.reading import Reads, Student, column  # noqa: E402
+from predistill.objective.kernels.reading import Reads, Scratch, Student, column  # noqa: E402
 
 # Rounding once to nearest; the interpreter cuts float32 off to bfloat16.
 ROUNDING = {torch.bfloat16: 2**-7 if INTERPRETED else 2**-8, torch.float16: 2**-10}
@@ -111,7 +111,7 @@ def wanted(made: SimpleNamespace, reads: Reads, softcap: float | None = None) ->
 def found(
     made: SimpleNamespace, reads: Reads, softcap: float | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Student, Tensor]:
-    reading = triton_rows.read_(made.logit_CV.clone(), made.ids_CJ, reads, softcap=softcap)
+    reading = triton_rows.read_(made.logit_CV.clone(), made.ids_CJ, reads, Scratch(), softcap=softcap)
     return reading.student, triton_rows.write_gradient_(reading, derivatives(reading.student), dtype=dtype)
 
 
@@ -140,7 +140,7 @@ def test_numbers_and_gradient_are_those_of_the_definition_and_of_the_torch_backe
     reads = reads_of(name, made)
     got = found(made, reads, softcap)
     same(got, wanted(made, reads, softcap), tolerance)
-    reading = torch_rows.read_(made.logit_CV.double(), made.ids_CJ, reads, softcap=softcap)
+    reading = torch_rows.read_(made.logit_CV.double(), made.ids_CJ, reads, Scratch(), softcap=softcap)
     same(got, (reading.student, torch_rows.write_gradient_(reading, derivatives(reading.student))), tolerance)
 
 
@@ -148,7 +148,7 @@ def test_numbers_and_gradient_are_those_of_the_definition_and_of_the_torch_backe
 def test_all_columns_that_name_one_id_add_up_there(columns: int) -> None:
     logit_CV, ids_CJ = torch.zeros(2, 50, device=DEVICE), torch.full((2, columns), 7, device=DEVICE)
     by_CJ = torch.randn(2, columns, generator=torch.Generator().manual_seed(2)).to(DEVICE)
-    reading = triton_rows.read_(logit_CV, ids_CJ, Reads())
+    reading = triton_rows.read_(logit_CV, ids_CJ, Reads(), Scratch())
     gradient_CV = triton_rows.write_gradient_(reading, Student(by_CJ, torch.ones(2, device=DEVICE)))
     wanted_CV = torch.full((2, 50), 1 / 50, device=DEVICE)
     wanted_CV[:, 7] += by_CJ.sum(dim=1)
@@ -160,7 +160,7 @@ def test_the_gradient_does_not_depend_on_an_offset_of_the_logits(name: str, tole
     made = problem(4, 150)
     made.logit_CV = (made.logit_CV * 64).round() / 64  # exact in float32 with the offset too
     reads = reads_of(name, made)
-    readings = [triton_rows.read_(made.logit_CV + offset, made.ids_CJ, reads) for offset in (0.0, 1e4)]
+    readings = [triton_rows.read_(made.logit_CV + offset, made.ids_CJ, reads, Scratch()) for offset in (0.0, 1e4)]
     by = derivatives(readings[0].student)
     plain_CV, offset_CV = (triton_rows.write_gradient_(reading, by) for reading in readings)
     assert (offset_CV - plain_CV).norm() <= tolerance.float32_gradient * plain_CV.norm()
@@ -200,7 +200,7 @@ def test_a_narrow_gradient_is_rounded_once_at_the_ids_of_a_converged_student_too
     wanted_CV = logit_CV.double().softmax(dim=1).scatter_add(1, ids_CJ, -t_CJ.double())
     assert (wanted_CV[:, 0].abs() < 0.03 * t_CJ[:, 0]).all()
 
-    reading = triton_rows.read_(logit_CV, ids_CJ, Reads())
+    reading = triton_rows.read_(logit_CV, ids_CJ, Reads(), Scratch())
     gradient_CV = triton_rows.write_gradient_(reading, Student(-t_CJ, torch.ones(4, device=DEVICE)), dtype=dtype)
     smallest = 2**-25 if dtype == torch.float16 else 0.0  # half a step of the numbers below float16's normal ones
     assert ((gradient_CV - wanted_CV).abs() <= ROUNDING[dtype] * wanted_CV.abs() + smallest).all()
@@ -212,7 +212,7 @@ def test_rows_may_be_wider_than_the_vocabulary_and_nothing_beside_them_is_touche
     _, tight_CV = found(made, Reads(), dtype=dtype)
     wide = torch.full((3, 200), 77.0, device=DEVICE)
     wide[:, :150] = made.logit_CV
-    reading = triton_rows.read_(wide[:, :150], made.ids_CJ, Reads())
+    reading = triton_rows.read_(wide[:, :150], made.ids_CJ, Reads(), Scratch())
     gradient_CV = triton_rows.write_gradient_(reading, derivatives(reading.student), dtype=dtype)
     assert torch.equal(gradient_CV, tight_CV)
     assert (gradient_CV.dtype, gradient_CV.shape) == (dtype or torch.float32, (3, 150))
@@ -236,7 +236,7 @@ def test_nan_is_not_hidden() -> None:
     logit_CV = torch.zeros(2, 50, device=DEVICE)
     logit_CV[0, 3] = torch.nan
     assert (
-        triton_rows.read_(logit_CV, torch.zeros(2, 1, dtype=torch.int64, device=DEVICE), Reads())
+        triton_rows.read_(logit_CV, torch.zeros(2, 1, dtype=torch.int64, device=DEVICE), Reads(), Scratch())
         .student.lse_N[0]
         .isnan()
     )

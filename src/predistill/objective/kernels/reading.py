@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Reads", "Student", "column", "kept_gradient", "outside_weights"]
+__all__ = ["Reads", "Scratch", "Student", "column", "kept_gradient", "outside_weights"]
 
 
 class Student(NamedTuple):
@@ -54,6 +54,21 @@ class Reads(NamedTuple):
     def tempered(self) -> bool:
         """Whether another temperature than 1 is asked for."""
         return isinstance(self.tau, Tensor) or self.tau != 1
+
+
+class Scratch:
+    """Room for numbers as many as a block has logits, by name, for all blocks of a call: on a CPU fresh memory costs
+    ten times what is written into it."""
+
+    def __init__(self) -> None:
+        self._room: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, like_CV: Tensor) -> Tensor:
+        """Uninitialised, of the shape of like_CV; what it held under this name is lost."""
+        room = self._room.get(name)
+        if room is None or len(room) < len(like_CV):
+            room = self._room[name] = torch.empty_like(like_CV)
+        return room[: len(like_CV)]
 
 
 def column(value_C: float | Tensor) -> float | Tensor:

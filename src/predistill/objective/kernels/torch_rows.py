@@ -8,14 +8,15 @@ C positions  V vocabulary  J columns: the target's ids, then the label
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from predistill.objective.kernels.reading import Reads, Student, column, kept_gradient, outside_weights
+from predistill.objective.kernels.reading import Reads, Scratch, Student, column, kept_gradient, outside_weights
 
-__all__ = ["Reading", "block_rows", "read_", "write_gradient_"]
+__all__ = ["Reading", "block_rows", "deviation", "read_", "write_gradient_"]
 
 BLOCK_BYTES = 4 << 20  # of logits: measured best from 2 to 8 MiB, twice as fast as whole chunks for tempered losses
 
@@ -38,9 +39,22 @@ def block_rows(vocabulary: int, device: torch.device) -> int | None:
     return max(1, BLOCK_BYTES // (4 * vocabulary)) if device.type == "cpu" else None
 
 
-def read_(logit_CV: Tensor, ids_CJ: Tensor, reads: Reads, *, softcap: float | None = None) -> Reading:
-    """Read the logits, capped first, at ids_CJ (several columns may name one id); the logits are lost."""
-    slope_CV = None if softcap is None else _cap_(logit_CV, softcap)
+def deviation(logit_CV: Tensor, scratch: Scratch, *, softcap: float | None = None) -> Tensor:
+    """The population standard deviation [C] of logits, capped first; they stay as they are."""
+    centred_CV = scratch("tempered", logit_CV)
+    if softcap is not None:
+        logit_CV = torch.div(logit_CV, softcap, out=centred_CV).tanh_().mul_(softcap)
+    torch.sub(logit_CV, logit_CV.mean(dim=1, keepdim=True), out=centred_CV)
+    norm_C: Tensor = torch.linalg.vector_norm(centred_CV, dim=1)
+    return norm_C / math.sqrt(logit_CV.shape[1])
+
+
+def read_(logit_CV: Tensor, ids_CJ: Tensor, reads: Reads, scratch: Scratch, *, softcap: float | None = None) -> Reading:
+    """Read the logits, capped first, at ids_CJ (several columns may name one id); the logits are lost.
+
+    What the reading holds lies in `scratch` and is lost with the next reading.
+    """
+    slope_CV = None if softcap is None else _cap_(logit_CV, scratch("slope", logit_CV), softcap)
     logit_CJ = logit_CV.gather(1, ids_CJ)
     sum_C = logit_CV.sum(dim=1) if reads.total else None
     kept_CJ = reads.kept_CJ
@@ -50,12 +64,13 @@ def read_(logit_CV: Tensor, ids_CJ: Tensor, reads: Reads, *, softcap: float | No
         assert not reads.total
         logit_CV.scatter_add_(1, ids_CJ, torch.zeros_like(logit_CJ).masked_fill_(kept_CJ, -torch.inf))
 
-    copy_CV = logit_CV.clone() if reads.entropy else None
+    copy_CV = scratch("copy", logit_CV).copy_(logit_CV) if reads.entropy else None
+    highest_C = logit_CV.amax(dim=1)
     tempered_CV = lse_tau_C = outside_C = outside_tau_C = entropy_C = None
     if reads.tempered:
-        tempered_CV = logit_CV / column(reads.tau)
-        lse_tau_C = _softmax_(tempered_CV)
-    lse_C = _softmax_(logit_CV)
+        tempered_CV = torch.div(logit_CV, column(reads.tau), out=scratch("tempered", logit_CV))
+        lse_tau_C = _softmax_(tempered_CV, highest_C / reads.tau)
+    lse_C = _softmax_(logit_CV, highest_C)
     if kept_CJ is not None:
         outside_C, outside_tau_C = lse_C, lse_C if lse_tau_C is None else lse_tau_C
         inside_CJ = logit_CJ.masked_fill(~kept_CJ, -torch.inf)
@@ -103,20 +118,20 @@ def write_gradient_(reading: Reading, by: Student, *, dtype: torch.dtype | None 
     return gradient_CV if dtype is None else gradient_CV.to(dtype)
 
 
-def _cap_(logit_CV: Tensor, softcap: float) -> Tensor:
-    """Soft cap in place; returns its slope, 1 - (capped / softcap)^2."""
+def _cap_(logit_CV: Tensor, slope_CV: Tensor, softcap: float) -> Tensor:
+    """Soft cap in place; its slope, 1 - (capped / softcap)^2, into slope_CV."""
     logit_CV.div_(softcap).tanh_()
-    slope_CV = 1 - logit_CV.square()
+    torch.mul(logit_CV, logit_CV, out=slope_CV).neg_().add_(1)
     logit_CV.mul_(softcap)
     return slope_CV
 
 
-def _softmax_(logit_CV: Tensor) -> Tensor:
-    """Softmax in place; returns the log-sum-exp, -inf (and zeros) where there is no logit above -inf.
+def _softmax_(logit_CV: Tensor, highest_C: Tensor) -> Tensor:
+    """Softmax in place of logits whose highest are known; returns the log-sum-exp, -inf (and zeros) where there is no
+    logit above -inf.
 
-    One fused pass and two reductions; logsumexp and exp would be five passes and two temporaries.
+    One fused pass and one reduction; logsumexp and exp would be five passes and two temporaries.
     """
-    highest_C = logit_CV.amax(dim=1)
     torch.softmax(logit_CV, dim=1, out=logit_CV)
     lse_C = highest_C - logit_CV.amax(dim=1).log()
     empty_C = highest_C == -torch.inf

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from predistill.objective.kernels.reading import Reads, Student, column, kept_gradient, outside_weights
+from predistill.objective.kernels.reading import Reads, Scratch, Student, column, kept_gradient, outside_weights
 
 __all__ = ["Reading", "block_rows", "read_", "write_gradient_"]
 
@@ -52,7 +52,14 @@ def block_rows(vocabulary: int, device: torch.device) -> int | None:  # noqa: AR
     return None
 
 
-def read_(logit_CV: Tensor, ids_CJ: Tensor, reads: Reads, *, softcap: float | None = None) -> Reading:
+def read_(
+    logit_CV: Tensor,
+    ids_CJ: Tensor,
+    reads: Reads,
+    scratch: Scratch,  # noqa: ARG001  (the kernels need no room of their own)
+    *,
+    softcap: float | None = None,
+) -> Reading:
     """Read the logits, capped first, at ids_CJ (several columns may name one id); the logits are lost.
 
     logit_CV is float32, its rows contiguous and any stride apart.
