@@ -9,10 +9,10 @@ BASE := .venv/base.stamp
 DEV := .venv/dev.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test check fmt torture bench docs chromium
+.PHONY: help venv quickstart test check fmt torture bench gpu-check docs chromium
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -47,7 +47,16 @@ torture: $(DEV) ## the long kill, flip and soak runs
 	$(BIN)/python -m pytest -q -m slow
 
 bench: $(DEV) ## every script of benchmarks/; each writes its record to benchmarks/results/
-	@set -e; for script in $(filter-out benchmarks/record.py benchmarks/paired.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out benchmarks/record.py benchmarks/paired.py benchmarks/peers.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
+
+# On a borrowed machine with a GPU there is often no .venv, and no network to make one: GPU_PYTHON=python3 takes what it has.
+GPU_PYTHON ?= $(BIN)/python
+
+gpu-check: ## on a machine with a GPU: the kernels' tests, the loss benchmark, the precision table; at most 9 minutes
+	PYTHONPATH=src $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -W default --confcutdir=tests/objective tests/objective/kernels/test_triton_rows.py
+	PYTHONPATH=src $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -W default --confcutdir=tests/objective tests/objective/test_head.py -k triton
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/loss.py --rounds 4
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/precision.py
 
 docs: $(DEV) ## write again the parts of docs/ that are generated from the code
 	@set -e; for script in docs/*.py; do echo "$$script"; $(BIN)/python "$$script"; done

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,18 +16,14 @@ from predistill.objective import (
     KLD,
     MSE,
     NLL,
-    WTTM,
-    All,
     AsSampled,
     Decoupled,
     DropLowTeacherEntropy,
-    EntropyScaled,
     Full,
     Ghost,
     NormKD,
     Renormalise,
     ReverseKLD,
-    Sampled,
     SparseTargets,
     Static,
     StdScaled,
@@ -44,36 +37,8 @@ from predistill.objective import (
     head,
     linear_distill_loss,
 )
-from predistill.objective.combine import needs_all, refusal
-from predistill.objective.table import LOSSES, TAILS
-
-ROW_LEN = 8
-TEMPERATURES = (
-    Static(value=1.0),
-    Static(value=2.0),
-    Static(value=0.3),
-    Static(value=2.0, sides="both"),
-    Static(value=0.5, sides="both"),
-    Static(value=3.0, sides="both"),
-    NormKD(scale=0.8),
-    WTTM(value=1.7),
-    StdScaled(value=1.2, strength=1.0, low=0.7, high=2.5, reference=2.0),
-    EntropyScaled(value=1.1, strength=-0.5, low=0.5, high=3.0, reference=2.0),
-)
-POSITIONS = (All(), TopStudentEntropy(frac=0.4), DropLowTeacherEntropy(frac=0.3))
-ALLOWED = [
-    pytest.param(loss, tail, temperature, id=f"{loss}-{tail.kind}-{temperature}")
-    for loss in (*LOSSES, JSD(beta=0.2))
-    for tail in TAILS
-    for temperature in TEMPERATURES
-    if refusal(loss, tail, temperature) is None
-]
-
-
-def close(found: Tensor, wanted: Tensor, limit: float) -> None:
-    scale = wanted.detach().abs().max().clamp(min=1e-3)
-    assert torch.isfinite(found).all()
-    assert (found.detach() - wanted.detach()).abs().max() <= limit * scale
+from predistill.objective.combine import needs_all
+from tests.objective.cases import ALLOWED, POSITIONS, ROW_LEN, close, fp32_case, outcome
 
 
 def capped_logits(problem: Any, *, scale: float, softcap: float | None) -> Tensor:
@@ -214,18 +179,6 @@ def test_kl_is_the_divergence_at_temperature_one_whatever_is_optimised(
 # Exactness
 
 
-def fp32_case(problem: Any, **sizes: int) -> Any:
-    case = problem(dtype=torch.float32, **sizes)
-    tensors = {name: getattr(case.targets, name).float() for name in ("logprob_NK", "log_rest_N")}
-    case.targets = dataclasses.replace(case.targets, **tensors)
-    return case
-
-
-def outcome(case: Any, targets: SparseTargets | None, **choices: Any) -> tuple[Tensor, ...]:
-    parts = linear_distill_loss(case.hidden_ND, case.weight_VD, case.label_N, targets, bias_V=case.bias_V, **choices)
-    return parts.total, parts.lm, *torch.autograd.grad(parts.total, (case.hidden_ND, case.weight_VD, case.bias_V))
-
-
 @pytest.mark.parametrize("alpha", [0, 0.0, torch.tensor(0.0)])
 @pytest.mark.parametrize("tail", [Renormalise(), Ghost()], ids=lambda tail: tail.kind)
 def test_alpha_zero_is_the_lm_run_to_the_bit(problem: Any, alpha: Any, tail: Any) -> None:
@@ -325,76 +278,6 @@ def test_autocast_around_the_head_changes_nothing(problem: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = outcome(case, case.targets, alpha=0.9)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-
-
-# Any shape
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_fused_equals_reference_for_any_shape_and_any_awkward_position(tolerance: Any, data: Any) -> None:
-    rows, vocabulary = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 33))
-    positions, width, kept = rows * 3, data.draw(st.integers(1, 4)), data.draw(st.integers(1, vocabulary))
-    loss, tail, temperature = data.draw(st.sampled_from([case.values for case in ALLOWED]))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
-    teacher_NV = 3 * torch.randn(positions, vocabulary, dtype=torch.float64, generator=generator)
-    spread = data.draw(st.sampled_from([1.0, 1e-3]))  # a student far away, and one that is nearly there
-    weight_VD = torch.randn(vocabulary, width, dtype=torch.float64, generator=generator)
-    hidden_ND = torch.randn(positions, width, dtype=torch.float64, generator=generator)
-    bias_V = torch.randn(vocabulary, dtype=torch.float64, generator=generator)
-    if spread < 1:
-        teacher_NV = hidden_ND @ weight_VD.T + bias_V
-        hidden_ND = hidden_ND + spread
-    label_N = torch.randint(vocabulary, (positions,), generator=generator)
-    label_N[torch.rand(positions, generator=generator) < 0.2] = -100
-    targets = _targets(teacher_NV, kept, tail, temperature, generator)
-    inputs = [x.requires_grad_() for x in (hidden_ND, weight_VD, bias_V)]
-    choices = {
-        "loss": loss,
-        "tail": tail,
-        "temperature": temperature,
-        "positions": data.draw(st.sampled_from(POSITIONS if not targets.sampled else POSITIONS[:2])),
-        "alpha": data.draw(st.sampled_from([0.0, 0.4, 1.0])),
-        "row_len": 3,
-        "z_loss": data.draw(st.sampled_from([0.0, 1e-2])),
-    }
-    fused = linear_distill_loss(
-        hidden_ND, weight_VD, label_N, targets, bias_V=bias_V, chunk_tokens=data.draw(st.integers(1, 13)), **choices
-    )
-    reference = distill_loss(hidden_ND @ weight_VD.T + bias_V, label_N, targets, **choices)
-    close(fused.total, reference.total, tolerance.float64)
-    found, wanted = (torch.autograd.grad(parts.total, inputs) for parts in (fused, reference))
-    for a, b in zip(found, wanted, strict=True):
-        close(a, b, tolerance.float64)
-
-
-def _targets(teacher_NV: Tensor, kept: int, tail: Any, temperature: Any, generator: torch.Generator) -> SparseTargets:
-    """Targets in float64, some positions without any; entries named twice are put together."""
-    logprob_NV = teacher_NV.log_softmax(dim=1)
-    statistics = {
-        "entropy_N": -(logprob_NV.exp() * logprob_NV).sum(dim=1),
-        "logit_std_N": logprob_NV.std(dim=1, correction=0),
-    }
-    if needs_all(tail, temperature) and temperature.kind not in ("static", "wttm"):
-        return SparseTargets(None, logprob_NK=logprob_NV, **statistics)
-    ids_NK = logprob_NV.topk(kept).indices
-    logprob_NK = logprob_NV.gather(1, ids_NK)
-    rest_N = logprob_NV.exp().scatter(1, ids_NK, 0.0).sum(dim=1)
-    if kept > 2:  # half of one entry under the name of another: unique() gives it back
-        ids_NK, logprob_NK = torch.cat((ids_NK, ids_NK[:, :1]), 1), torch.cat((logprob_NK, logprob_NK[:, :1]), 1)
-        logprob_NK[:, [0, -1]] -= math.log(2)
-    ids_NK[torch.rand(len(ids_NK), generator=generator) < 0.2] = -1
-    if tail.kind == "as_sampled":
-        return SparseTargets(ids_NK, weight_NK=logprob_NK.exp() * 1.1, draws=9, **statistics).unique()
-    tau = getattr(temperature, "value", 1.0)
-    return SparseTargets(
-        ids_NK,
-        logprob_NK=logprob_NK,
-        log_rest_N=rest_N.log(),
-        lse_tau_N=(logprob_NV / tau).logsumexp(dim=1),
-        tau=tau,
-        **statistics,
-    ).unique()
 
 
 # Under torch.compile
@@ -586,120 +469,6 @@ def test_distillation_costs_the_three_products_of_the_lm_loss_and_as_many_passes
         for targets in (None, case.targets)
     ]
     assert wide[0] == wide[1] > 0
-
-
-# Precision
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted).norm() / wanted.norm())
-
-
-def near_student(*, spread: float, offset: float = 0.0) -> tuple[Tensor, Tensor, Tensor, SparseTargets]:
-    """A student whose logits are the teacher's plus noise: (hidden, weight, label, targets)."""
-    generator = torch.Generator().manual_seed(4)
-    weight_VD = torch.randn(512, 16, generator=generator)
-    hidden_ND = torch.randn(64, 16, generator=generator)
-    teacher_NV = hidden_ND @ weight_VD.T
-    targets = TopPK(p=0.95, k=50)(teacher_NV)
-    noise_ND = spread * torch.randn(64, 16, generator=generator)
-    label_N = torch.randint(512, (64,), generator=generator)
-    return hidden_ND + noise_ND + offset, weight_VD, label_N, targets
-
-
-def gradient_errors(
-    hidden_ND: Tensor, weight_VD: Tensor, label_N: Tensor, targets: SparseTargets, **choices: Any
-) -> list[float]:
-    """Relative errors of both gradients against float64 on the same numbers."""
-    gradients = []
-    for dtype in (hidden_ND.dtype, torch.float64):
-        inputs = [x.detach().to(dtype).requires_grad_() for x in (hidden_ND, weight_VD)]
-        parts = linear_distill_loss(*inputs, label_N, targets, **choices)
-        gradients.append(torch.autograd.grad(parts.total, inputs))
-    return [error(found, wanted) for found, wanted in zip(*gradients, strict=True)]
-
-
-def near_targets(logit_NV: Tensor, tail: Any, temperature: Any) -> SparseTargets:
-    if tail.kind == "as_sampled":
-        return Sampled(draws=200)(logit_NV, generator=torch.Generator().manual_seed(6))
-    if needs_all(tail, temperature) and temperature.kind not in ("static", "wttm"):
-        return Full()(logit_NV)
-    return TopPK(p=0.95, k=50)(logit_NV, tau=getattr(temperature, "value", None))
-
-
-@pytest.mark.parametrize("tail", [Renormalise(), Ghost()], ids=lambda tail: tail.kind)
-@pytest.mark.parametrize("spread", [1.0, 0.02])
-def test_a_student_can_be_near_or_far(tolerance: Any, tail: Any, spread: float) -> None:
-    case = near_student(spread=spread)
-    kd = linear_distill_loss(*case, alpha=1.0, tail=tail).kd
-    assert kd is not None
-    assert (float(kd) / 64 < 0.2) == (spread < 1)
-    assert max(gradient_errors(*case, alpha=1.0, tail=tail)) < tolerance.float32_gradient
-
-
-@pytest.mark.parametrize("spread", [1.0, 0.02])
-@pytest.mark.parametrize(("loss", "tail", "temperature"), ALLOWED)
-def test_float32_gradients_hold_near_convergence(
-    tolerance: Any, loss: Any, tail: Any, temperature: Any, spread: float
-) -> None:
-    """Random logits cannot show the cancellation in q - t; a student that is nearly there does."""
-    hidden_ND, weight_VD, label_N, _ = near_student(spread=spread)
-    targets = near_targets(near_student(spread=0.0)[0] @ weight_VD.T, tail, temperature)
-    parts = {"loss": loss, "tail": tail, "temperature": temperature}
-    errors = gradient_errors(hidden_ND, weight_VD, label_N, targets, alpha=1.0, **parts)
-    assert max(errors) < (tolerance.float32_gradient if spread == 1 else tolerance.float32_near)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("loss", "tail", "temperature"), ALLOWED)
-def test_narrow_operands_keep_their_gradient(
-    tolerance: Any, loss: Any, tail: Any, temperature: Any, dtype: torch.dtype
-) -> None:
-    hidden_ND, weight_VD, label_N, _ = near_student(spread=0.05)
-    targets = near_targets(near_student(spread=0.0)[0] @ weight_VD.T, tail, temperature)
-    parts = {"loss": loss, "tail": tail, "temperature": temperature}
-    errors = gradient_errors(hidden_ND.to(dtype), weight_VD.to(dtype), label_N, targets, alpha=1.0, **parts)
-    assert max(errors) < tolerance.bfloat16_gradient
-
-
-def test_a_large_common_offset_of_the_logits_changes_nothing(tolerance: Any) -> None:
-    hidden_ND, weight_VD, label_N, targets = near_student(spread=0.5)
-    weight_VD[:, 0] = 1.0
-    moved_ND = hidden_ND.clone()
-    moved_ND[:, 0] += (
-        4096.0  # exactly representable sums would be asking too much: compare with float64 on these numbers
-    )
-    assert max(gradient_errors(moved_ND, weight_VD, label_N, targets, alpha=0.7)) < 100 * tolerance.float32_gradient
-    found = linear_distill_loss(moved_ND, weight_VD, label_N, targets, alpha=0.7)
-    wanted = linear_distill_loss(moved_ND.double(), weight_VD.double(), label_N, targets, alpha=0.7)
-    close(found.total.double(), wanted.total, 1e-3)
-
-
-@pytest.mark.parametrize("sure", [20.0, 60.0, 200.0])
-def test_a_sure_student_has_a_finite_and_right_ghost_loss(tolerance: Any, sure: float) -> None:
-    """1 - sum q is 0 in float32 here; the mass outside the kept ids is not."""
-    logit_NV = torch.zeros(2, 8)
-    logit_NV[:, 3] = sure
-    targets = SparseTargets(
-        torch.tensor([[3, 5], [3, 5]]),
-        logprob_NK=torch.tensor([[0.8, 0.1]] * 2).log(),
-        log_rest_N=torch.tensor([0.1, 0.1]).log(),
-    )
-    label_N = torch.tensor([3, 0])
-    parts = linear_distill_loss(logit_NV, torch.eye(8), label_N, targets, alpha=1.0, tail=Ghost())
-    wanted = 2 * (0.8 * -0.2231435513 + 0.1 * (-2.302585093 + sure) + 0.1 * (-2.302585093 + sure - 1.791759469))
-    assert parts.kd is not None
-    assert float(parts.kd) == pytest.approx(wanted, rel=tolerance.float32_value * 5)
-    assert max(gradient_errors(logit_NV, torch.eye(8), label_N, targets, alpha=1.0, tail=Ghost())) < 1e-5
-
-
-def test_a_sure_and_right_student_has_the_float64_gradient(tolerance: Any) -> None:
-    """A read-modify-write of softmax - 1 in a narrow buffer loses all of it (Liger #1329)."""
-    logit_NV = torch.zeros(3, 64)
-    logit_NV[:, 7] = torch.tensor([6.0, 9.0, 12.0])
-    label_N = torch.tensor([7, 7, 7])
-    targets = TopK(k=5)(logit_NV + torch.randn(3, 64, generator=torch.Generator().manual_seed(5)))
-    assert max(gradient_errors(logit_NV, torch.eye(64), label_N, targets, alpha=0.5)) < 5 * tolerance.float32_gradient
 
 
 # Refusals
