@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-V, K, D, N = 262_144, 256, 64, 1024
+V, K, D, N = 262_144, 256, 64, 512
 
 SCRIPT = """
 import sys
@@ -24,11 +24,10 @@ def loss(vocabulary, positions, kept, **choices):
     hidden_ND = torch.randn(positions, {D}, requires_grad=True)
     weight_VD = torch.randn(vocabulary, {D}, requires_grad=True)
     label_N = torch.randint(vocabulary, (positions,))
-    ids_NK = torch.stack([torch.randperm(vocabulary)[:kept] for _ in range(positions)])
+    ids_NK = (torch.randint(vocabulary, (positions, 1)) + torch.arange(kept)) % vocabulary
     logprob_NK = torch.randn(positions, kept).log_softmax(dim=1) - 0.1
     rest_N = torch.full((positions,), 1 - 2.718281828**-0.1).log()
     targets = SparseTargets(ids_NK, logprob_NK=logprob_NK, log_rest_N=rest_N, lse_tau_N=torch.ones(positions), tau=3.0)
-    torch.manual_seed(0)
     return lambda: linear_distill_loss(
         hidden_ND, weight_VD, label_N, targets, alpha=0.9, chunk_tokens={chunk}, **choices
     ).total
@@ -50,7 +49,7 @@ print(resident("VmHWM") - base)
         (256, "{}"),
         (256, "{'tail': Ghost(), 'temperature': Static(value=3.0, sides='both'), 'loss': JSD()}"),
         (256, "{'tail': Uniform(), 'loss': ReverseKLD()}"),
-        pytest.param(1024, "{'temperature': Static(value=3.0, sides='both')}", marks=pytest.mark.slow),
+        pytest.param(512, "{'temperature': Static(value=3.0, sides='both')}", marks=pytest.mark.slow),
     ],
 )
 def test_the_peak_is_a_chunk_and_the_gradient_of_the_weight(chunk: int, choices: str) -> None:
