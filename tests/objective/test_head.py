@@ -16,6 +16,7 @@ from predistill.objective import (
     KLD,
     MSE,
     NLL,
+    All,
     AsSampled,
     Decoupled,
     DropLowTeacherEntropy,
@@ -509,6 +510,7 @@ def test_a_weight_that_is_not_all_here_is_refused(problem: Any) -> None:
         ({"positions": DropLowTeacherEntropy()}, "pass whole rows and row_len"),
         ({"positions": TopStudentEntropy(), "row_len": 7}, "24 positions are no whole rows of 7"),
         ({"vocab_size": 30}, "vocab_size is 30"),
+        ({"chunk_tokens": 0}, "chunk_tokens is 0"),
         ({"backend": "cuda"}, 'it is "torch" or "triton"'),
         ({"alpha": 1.5}, "between 0 and 1"),
         ({"alpha": float("nan")}, "between 0 and 1"),
@@ -534,6 +536,36 @@ def test_kld_of_sampled_targets_needs_the_entropy_and_nll_does_not(problem: Any)
     parts = linear_distill_loss(case.hidden_ND, case.weight_VD, case.label_N, bare, loss=NLL(), tail=AsSampled())
     assert parts.kl is None
     assert parts.kd is not None
+
+
+def test_as_many_hidden_states_as_labels_are_asked_for(problem: Any) -> None:
+    case = problem()
+    with pytest.raises(RecipeError, match="23 hidden states for 24 labels"):
+        linear_distill_loss(case.hidden_ND[1:], case.weight_VD, case.label_N)
+
+
+def test_losses_of_ones_own_that_call_themselves_alike_are_not_confused(problem: Any) -> None:
+    class Scaled:
+        kind = "scaled"
+
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def __repr__(self) -> str:
+            return "Scaled()"
+
+        def __call__(self, student: Any, target: Any) -> Tensor:
+            return self.factor * KLD()(student, target)
+
+    case = problem()
+    one, three = (head._registered(Scaled(f), Static(), Renormalise(), All()) for f in (1.0, 3.0))
+    assert one != three
+    assert head._CHOICES[three].loss.factor == 3.0  # type: ignore[union-attr]
+    one_kd, three_kd = (
+        linear_distill_loss(case.hidden_ND, case.weight_VD, case.label_N, case.targets, loss=Scaled(f)).kd  # type: ignore[arg-type]
+        for f in (1.0, 3.0)
+    )
+    assert torch.allclose(three_kd, 3 * one_kd)  # type: ignore[arg-type]
 
 
 def test_one_target_too_many_is_refused(problem: Any) -> None:

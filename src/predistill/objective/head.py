@@ -30,6 +30,7 @@ from predistill.objective.term import IGNORED, Choices, LossParts, Term, checked
 __all__ = ["linear_distill_loss"]
 
 CHUNK_TOKENS = 1024  # more gains nothing on a CPU; 256 saves memory and costs 1 to 10 % (LOSS.md section 5)
+WHOLE_BYTES = 64 << 20  # of logits, with dense targets: a dozen numbers of that size are at hand at once
 CHUNK_BYTES = 1 << 30  # of float32 logits on an accelerator, where the weight's gradient must not be read too often
 
 
@@ -64,6 +65,10 @@ def linear_distill_loss(
     go together.
     """
     _check_whole(weight_VD)
+    if len(hidden_ND) != len(label_N):
+        raise RecipeError(f"{len(hidden_ND)} hidden states for {len(label_N)} labels: give one for every position.")
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise RecipeError(f"chunk_tokens is {chunk_tokens}: a chunk holds one position or more; None chooses.")
     if targets is not None and not isinstance(alpha, Tensor) and checked_alpha(alpha) == 0:
         targets = None
     grad = torch.is_grad_enabled()
@@ -115,7 +120,11 @@ _CHOICES: dict[str, Choices] = {}
 
 
 def _registered(*choices: Any) -> str:
-    name = repr(choices)
+    # Ours are equal where their names are; of others nothing is known.
+    ours = (type(choice).__module__.startswith("predistill.") for choice in choices)
+    name = " ".join(
+        repr(choice) if own else f"{choice!r} at {id(choice):x}" for choice, own in zip(choices, ours, strict=True)
+    )
     _CHOICES[name] = Choices(*choices)
     return name
 
@@ -216,7 +225,7 @@ def _fake(
     wants = rest[-1]
     dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
     grads = [
-        torch.empty_like(operand) if want and operand is not None else hidden_ND.new_empty(0)
+        operand.new_empty(operand.shape) if want and operand is not None else hidden_ND.new_empty(0)
         for operand, want in zip((hidden_ND, weight_VD, bias_V), wants, strict=True)
     ]
     return hidden_ND.new_empty(4, dtype=dtype), label_N.new_empty(2, dtype=torch.int64), *grads
@@ -295,9 +304,12 @@ class _Layer(NamedTuple):
         else:
             torch.addmm(grad_VD, by_CV.t(), hidden_CD, out_dtype=grad_VD.dtype, out=grad_VD)
 
-    def blocks(self, count: int) -> list[slice]:
-        """Rows of a chunk that the backend wants to see at once where it passes over them several times."""
+    def blocks(self, count: int, *, whole: bool = False) -> list[slice]:
+        """Rows of a chunk that the backend wants to see at once where it passes over them several times; of `whole`
+        targets, whose every number is as wide as the vocabulary, never more than a few."""
         rows = self.backend.block_rows(self.vocabulary, self.weight_VD.device) or max(1, count)
+        if whole:
+            rows = min(rows, max(1, WHOLE_BYTES // (4 * self.vocabulary)))
         return [slice(start, start + rows) for start in range(0, count, rows)]
 
     def student_entropy(self, hidden_ND: Tensor, position_N: Tensor, chunk: int) -> Tensor:
@@ -328,7 +340,7 @@ def _chunks(
     """(sums, gradients) over the counted positions."""
     weight_VD, bias_V = layer.weight_VD, layer.bias_V
     rows = layer.vocabulary + layer.padding
-    grad_ND = torch.zeros_like(hidden_ND) if wants[0] else None
+    grad_ND = hidden_ND.new_zeros(hidden_ND.shape) if wants[0] else None
     grad_VD = weight_VD.new_zeros((rows, weight_VD.shape[1]), dtype=layer.dtype) if wants[1] else None
     grad_V = None if bias_V is None or not wants[2] else bias_V.new_zeros(rows)
     width_C = [0]
@@ -341,17 +353,19 @@ def _chunks(
     for number, position_C in enumerate(position_N.split(chunk) if len(position_N) else ()):
         hidden_CD = hidden_ND.index_select(0, position_C).to(weight_VD.dtype)
         by_CV = logit_CV = layer.logits(hidden_CD, buffer_CV)
-        whole = [slice(0, len(position_C))]
-        blocks = whole if term is None or (term.plain and not term.targets.whole) else layer.blocks(len(position_C))
+        blocks = [slice(0, len(position_C))]
+        if term is not None and (term.targets.whole or not term.plain):
+            blocks = layer.blocks(len(position_C), whole=term.targets.whole)
+        dtype = weight_VD.dtype if len(blocks) == 1 else layer.dtype
         for block in blocks:
             part = None if term is None else term.at(position_C[block], width=width_C[number])
             label_C = label_N[position_C[block]]
-            block_sums, by_CV = _block_(layer, logit_CV[block], label_C, part, alpha, z_loss, grad=any(wants))
+            block_sums, by_CV = _block_(layer, logit_CV[block], label_C, part, alpha, z_loss, dtype, grad=any(wants))
             sums += block_sums
         if not any(wants):
             continue
         if len(blocks) > 1:
-            by_CV = logit_CV
+            by_CV = logit_CV.to(weight_VD.dtype)
         if grad_ND is not None:
             grad_ND.index_copy_(0, position_C, torch.mm(by_CV, weight_VD).to(grad_ND.dtype))
         if grad_VD is not None:
@@ -372,10 +386,11 @@ def _block_(
     term: Term | None,
     alpha: float,
     z_loss: float,
+    dtype: torch.dtype,
     *,
     grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(total, lm, kd, kl summed, the gradient of total in the logits, in their place where asked for)."""
+    """(total, lm, kd, kl summed; where asked for, the gradient of total in the logits, made in their place)."""
     backend = layer.backend
     ids_CJ, reads = label_C[:, None], Reads()
     if term is not None:
@@ -401,7 +416,7 @@ def _block_(
         by = by._replace(lse_N=by.lse_N + 2 * z_loss * read.lse_N)
     values = (lm_C.new_zeros(()) if value_C is None else value_C.sum() for value_C in (total_C, lm_C, kd_C, kl_C))
     sums = torch.stack(tuple(values))
-    return sums, backend.write_gradient_(reading, by, dtype=layer.weight_VD.dtype) if grad else logit_CV
+    return sums, backend.write_gradient_(reading, by, dtype=dtype) if grad else logit_CV
 
 
 def _times_(number_CX: Tensor, alpha_C: Tensor) -> Tensor:
