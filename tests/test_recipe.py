@@ -108,7 +108,7 @@ def test_a_missing_kind_is_shown_how_to_write() -> None:
             "truncation.top_p_k.q is not a known key.",
             "p, k, kind",
         ),
-        (LM | {"temperature": {"kind": "static", "valeu": 2}}, "temperature.static.valeu is not a known key; did", "sides"),
+        (LM | {"temperature": {"kind": "static", "valeu": 2}}, "temperature.static.valeu is not a known key", "sides"),
         (LM | {"optimizer": {"betas": [0.9, 0.95], "lr": 1}}, "optimizer.lr is not a known key", "clip"),
     ],
 )  # fmt: skip
@@ -150,7 +150,7 @@ def test_a_value_out_of_range_is_named_with_what_was_found(changes: dict[str, An
 @pytest.mark.parametrize(
     ("changes", "reason", "nearest"),
     [
-        ({"tail": {"kind": "ghost"}, "temperature": {"kind": "norm_kd"}}, "tail ghost with temperature norm", "renormal"),
+        ({"tail": {"kind": "ghost"}, "temperature": {"kind": "norm_kd"}}, "tail ghost with temperature", "renormalise"),
         ({"loss": {"kind": "mse"}, "tail": {"kind": "ghost"}}, "loss mse does not go with tail ghost", "kld"),
         ({"truncation": {"kind": "sampled", "draws": 5}}, "tail renormalise does not go with sampled", "as_sampled"),
         ({"tail": {"kind": "as_sampled"}}, "tail as_sampled goes with sampled targets only", "renormalise"),
