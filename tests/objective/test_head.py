@@ -343,6 +343,101 @@ def test_triton_and_torch_give_the_same(problem: Any, tolerance: Any, parts: dic
         close(a, b, tolerance.float32_gradient)
 
 
+# Targets from elsewhere, losses from elsewhere
+
+
+def test_what_stands_where_there_is_no_target_is_never_read(problem: Any) -> None:
+    case = problem()
+    absent_N = case.targets.length_N == 0
+    names = ("log_rest_N", "entropy_N", "logit_std_N")
+    nan = {name: getattr(case.targets, name).masked_fill(absent_N, float("nan")) for name in names}
+    for parts in (
+        {"tail": Ghost()},
+        {"tail": Uniform()},
+        {"temperature": NormKD()},
+        {"loss": JSD(), "tail": ToLabel()},
+    ):
+        found = outcome(case, dataclasses.replace(case.targets, **nan), alpha=0.9, **parts)
+        wanted = outcome(case, case.targets, alpha=0.9, **parts)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 24])
+def test_an_id_may_be_masked_before_others(problem: Any, tolerance: Any, chunk_tokens: int) -> None:
+    case = problem()
+    ids_NK = case.targets.ids_NK.clone()
+    ids_NK[7, 0] = -1
+    targets = dataclasses.replace(case.targets, ids_NK=ids_NK)
+    found = linear_distill_loss(case.hidden_ND, case.weight_VD, case.label_N, targets, chunk_tokens=chunk_tokens)
+    wanted = distill_loss(case.hidden_ND @ case.weight_VD.T, case.label_N, targets)
+    close(found.total, wanted.total, tolerance.float64)
+
+
+@pytest.mark.parametrize("tail", [Ghost(), ToLabel(), Uniform(), Decoupled()], ids=lambda tail: tail.kind)
+def test_a_tail_that_needs_the_rest_refuses_targets_without_it(problem: Any, tail: Any) -> None:
+    case = problem()
+    bare = dataclasses.replace(case.targets, log_rest_N=None)
+    with pytest.raises(RecipeError, match="needs log_rest_N"):
+        linear_distill_loss(case.hidden_ND, case.weight_VD, case.label_N, bare, tail=tail)
+
+
+class Shared:
+    """Autograd gives both of its numbers one and the same derivative, and the logits an expanded one."""
+
+    kind = "shared"
+
+    def reads(self, _tail: Any) -> tuple[str, ...]:
+        return ("entropy",)
+
+    def __call__(self, student: Any, _target: Any) -> Tensor:
+        return student.lse_N + student.entropy_N - 0.01 * student.logit_NJ.sum(dim=1)
+
+
+def test_derivatives_that_are_one_tensor_are_not_multiplied_twice(problem: Any, tolerance: Any) -> None:
+    case = problem()
+    choices: dict[str, Any] = {"loss": Shared(), "alpha": 0.5}
+    wide = dataclasses.replace(
+        case.targets, ids_NK=case.targets.ids_NK[:, :1], logprob_NK=case.targets.logprob_NK[:, :1]
+    )
+    case.weight_VD.requires_grad_()
+    logit_NV = case.hidden_ND.nan_to_num() @ case.weight_VD.T
+    fused = linear_distill_loss(case.hidden_ND.nan_to_num(), case.weight_VD, case.label_N, wide, **choices)
+    reference = distill_loss(logit_NV, case.label_N, wide, **choices)
+    found, wanted = (torch.autograd.grad(parts.total, case.weight_VD)[0] for parts in (fused, reference))
+    close(found, wanted, tolerance.float64)
+
+
+def test_what_cannot_be_read_together_is_refused(problem: Any) -> None:
+    case = problem()
+    with pytest.raises(RecipeError, match="nothing with ghost"):
+        linear_distill_loss(
+            case.hidden_ND,
+            case.weight_VD,
+            case.label_N,
+            case.targets,
+            loss=Shared(),
+            tail=Ghost(),  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize("parts", [{}, {"loss": JSD(), "tail": Ghost()}], ids=str)
+def test_inference_mode_gives_the_numbers(problem: Any, parts: dict[str, Any]) -> None:
+    case = problem()
+    wanted = linear_distill_loss(case.hidden_ND, case.weight_VD, case.label_N, case.targets, **parts)
+    with torch.inference_mode():
+        found = linear_distill_loss(case.hidden_ND, case.weight_VD, case.label_N, case.targets, **parts)
+    assert torch.equal(found.total, wanted.total.detach())
+
+
+@pytest.mark.parametrize("wrong", [-1, 29])
+def test_a_label_that_is_no_id_is_refused(problem: Any, wrong: int) -> None:
+    case = problem()
+    label_N = case.label_N.clone()
+    label_N[4] = wrong
+    with pytest.raises(RecipeError, match=f"A label is {wrong}, and the student has 29 ids"):
+        linear_distill_loss(case.hidden_ND, case.weight_VD, label_N)
+
+
 # Backward
 
 
@@ -511,6 +606,7 @@ def test_a_weight_that_is_not_all_here_is_refused(problem: Any) -> None:
         ({"positions": TopStudentEntropy(), "row_len": 7}, "24 positions are no whole rows of 7"),
         ({"vocab_size": 30}, "vocab_size is 30"),
         ({"chunk_tokens": 0}, "chunk_tokens is 0"),
+        ({"vocab_size": 20}, "token id 2.* 20 ids|label is 2.* 20 ids"),
         ({"backend": "cuda"}, 'it is "torch" or "triton"'),
         ({"alpha": 1.5}, "between 0 and 1"),
         ({"alpha": float("nan")}, "between 0 and 1"),

@@ -41,8 +41,20 @@ def test_the_surest_teachers_share_is_dropped_rounded_down(frac: float, wanted: 
     assert not (chosen_N & ~ABLE).any()
 
 
+@pytest.mark.parametrize(("frac", "able", "wanted"), [(0.15, 100, 15), (0.3, 50, 15), (0.27, 100, 27), (0.2, 256, 52)])
+def test_a_share_is_counted_as_written_not_as_float32_holds_it(frac: float, able: int, wanted: int) -> None:
+    able_N = torch.ones(able, dtype=torch.bool)
+    entropy_N = torch.arange(able).float()
+    chosen_N = TopStudentEntropy(frac=frac)(
+        SparseTargets(torch.zeros(able, 1).long()), able_N, row_len=able, student_entropy_N=entropy_N
+    )
+    assert int(chosen_N.sum()) == wanted
+
+
 def test_rows_are_asked_for() -> None:
     with pytest.raises(RecipeError, match="no row_len is given"):
         DropLowTeacherEntropy()(targets(), ABLE)
+    with pytest.raises(RecipeError, match="no whole rows of 0"):
+        DropLowTeacherEntropy()(targets(), ABLE, row_len=0)
     with pytest.raises(RecipeError, match="10 positions are no whole rows of 4"):
         DropLowTeacherEntropy()(targets(), ABLE, row_len=4)

@@ -16,6 +16,7 @@ from predistill.objective import (
     SparseTargets,
     TopK,
     TopPK,
+    distill_loss,
     linear_distill_loss,
 )
 from predistill.objective.combine import needs_all
@@ -91,6 +92,23 @@ def test_narrow_operands_keep_their_gradient(
     parts = {"loss": loss, "tail": tail, "temperature": temperature}
     errors = gradient_errors(hidden_ND.to(dtype), weight_VD.to(dtype), label_N, targets, alpha=1.0, **parts)
     assert max(errors) < tolerance.bfloat16_gradient
+
+
+def test_a_float16_sum_over_many_positions_is_divided_before_it_is_narrowed() -> None:
+    hidden_ND = torch.full((8192, 1), 10.0, dtype=torch.float16)
+    weight_VD = torch.zeros(4, 1, dtype=torch.float16, requires_grad=True)
+    parts = linear_distill_loss(hidden_ND, weight_VD, torch.zeros(8192, dtype=torch.int64))
+    (parts.total / parts.count).backward()
+    assert weight_VD.grad is not None
+    assert weight_VD.grad.dtype == torch.float16
+    assert weight_VD.grad[:, 0].tolist() == [-7.5, 2.5, 2.5, 2.5]
+
+
+def test_the_reference_computes_in_float32_whatever_it_is_given() -> None:
+    hidden_ND, weight_VD, label_N, targets = near_student(spread=0.05)
+    logit_NV = (hidden_ND @ weight_VD.T).bfloat16()
+    found, wanted = (distill_loss(x, label_N, targets, tail=Ghost()).total for x in (logit_NV, logit_NV.float()))
+    assert torch.equal(found, wanted)
 
 
 def test_a_large_common_offset_of_the_logits_changes_nothing(tolerance: Any) -> None:

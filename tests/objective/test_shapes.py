@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -69,9 +68,8 @@ def _targets(teacher_NV: Tensor, kept: int, tail: Any, temperature: Any, generat
     ids_NK = logprob_NV.topk(kept).indices
     logprob_NK = logprob_NV.gather(1, ids_NK)
     rest_N = logprob_NV.exp().scatter(1, ids_NK, 0.0).sum(dim=1)
-    if kept > 2:  # half of one entry under the name of another: unique() gives it back
+    if kept > 2:  # the first entry once more, as from an engine that lists the label by itself
         ids_NK, logprob_NK = torch.cat((ids_NK, ids_NK[:, :1]), 1), torch.cat((logprob_NK, logprob_NK[:, :1]), 1)
-        logprob_NK[:, [0, -1]] -= math.log(2)
     ids_NK[torch.rand(len(ids_NK), generator=generator) < 0.2] = -1
     if tail.kind == "as_sampled":
         return SparseTargets(ids_NK, weight_NK=logprob_NK.exp() * 1.1, draws=9, **statistics).unique()

@@ -22,13 +22,13 @@ def test_a_position_distils_when_it_has_a_target() -> None:
     assert Full()(torch.zeros(3, 4)).present_N.all()
 
 
-def test_equal_ids_are_put_together_and_their_probabilities_added() -> None:
+def test_equal_ids_are_put_together_log_probabilities_kept_and_weights_added() -> None:
     ids_NK = torch.tensor([[5, 2, 5, -1], [1, 3, 0, 1], [-1, -1, -1, -1]])
     prob_NK = torch.tensor([[0.3, 0.4, 0.2, 0.9], [0.4, 0.3, 0.1, 0.1], [0.0, 0.0, 0.0, 0.0]])
     found = SparseTargets(ids_NK, logprob_NK=prob_NK.log(), log_rest_N=torch.zeros(3)).unique()
-    assert found.columns_NK.tolist() == [[5, 2, -1, -1], [1, 3, 0, -1], [-1, -1, -1, -1]]
+    assert found.columns_NK.tolist() == [[2, 5, -1, -1], [1, 3, 0, -1], [-1, -1, -1, -1]]
     kept_NK = found.columns_NK >= 0
-    assert torch.allclose(found.logprob_NK.exp()[kept_NK], torch.tensor([0.5, 0.4, 0.5, 0.3, 0.1]))  # type: ignore[union-attr]
+    assert torch.allclose(found.logprob_NK.exp()[kept_NK], torch.tensor([0.4, 0.3, 0.4, 0.3, 0.1]))  # type: ignore[union-attr]
     sampled = SparseTargets(ids_NK, weight_NK=prob_NK, draws=10).unique()
     assert sampled.columns_NK.tolist() == [[2, 5, -1, -1], [0, 1, 3, -1], [-1, -1, -1, -1]]
     assert torch.allclose(sampled.weight_NK[0, :2], torch.tensor([0.4, 0.5]))  # type: ignore[index]

@@ -13,8 +13,8 @@ from predistill.errors import RecipeError, StoreError
 from predistill.objective import Sampled, SparseTargets, TopK, TopPK, Truncation
 from predistill.runs import Run
 from predistill.stages.capture import capture
-from predistill.store import Store
-from predistill.teachers.stored import StoredTeacher, stored_truncation
+from predistill.store import RowTargets, Store
+from predistill.teachers.stored import StoredTeacher, padded_targets, stored_truncation
 from tests.made import ROW_LEN
 
 CPU = torch.device("cpu")
@@ -145,3 +145,27 @@ def test_tokens_other_than_the_captured_ones_are_refused_with_row_and_shard(stor
 def test_a_store_tells_what_it_kept(store: Path, sampled_store: Path) -> None:
     assert stored_truncation(Store(store)) == KEPT
     assert stored_truncation(Store(sampled_store)) == Sampled(draws=40)
+
+
+def test_draws_from_a_tempered_proposal_come_back_with_their_importance_weights() -> None:
+    logit_NV = 2 * torch.randn(4, 30, generator=torch.Generator().manual_seed(3))
+    drawn = Sampled(draws=20, proposal_temperature=2.0)(logit_NV, generator=torch.Generator().manual_seed(4))
+    ids_NK = drawn.columns_NK
+    kept_NK = ids_NK >= 0
+    q_NV = (logit_NV / 2).softmax(dim=1)
+    importance_NK = (logit_NV.softmax(dim=1) / q_NV).gather(1, ids_NK.clamp(min=0))
+    assert drawn.weight_NK is not None
+    assert drawn.logprob_NK is not None
+    assert drawn.lse_tau_N is not None
+    stored = RowTargets(
+        row_ids=np.array([0]),
+        positions=4,
+        length_N=kept_NK.sum(dim=1).int().numpy(),
+        ids_E=ids_NK[kept_NK].int().numpy(),
+        count_E=(drawn.weight_NK / importance_NK * 20)[kept_NK].round().int().numpy(),
+        logprob_E=drawn.logprob_NK[kept_NK].numpy(),
+        normaliser_N=drawn.lse_tau_N.numpy(),
+    )
+    found = padded_targets(stored, draws=20, device=torch.device("cpu"), tau=2.0)
+    assert found.tau == 2.0
+    assert torch.allclose(found.weight_NK[kept_NK], drawn.weight_NK[kept_NK], rtol=1e-4)  # type: ignore[index]

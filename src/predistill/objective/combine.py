@@ -51,12 +51,20 @@ def check_targets(
     reason = _refusal_of_sampling(tail, sampled=targets.sampled)
     if reason is None and needs_all(tail, temperature) and not targets.whole:
         reason = _refusal_of_tempering(tail, temperature, taus=() if targets.tau is None else (targets.tau,))
+    if reason is None and targets.weight_NK is None and targets.logprob_NK is None:
+        reason = "The targets have neither log-probabilities nor weights: give logprob_NK."
+    if reason is None and targets.tau is not None and targets.lse_tau_N is None:
+        reason = f"The targets name a temperature, {targets.tau:g}, and hold no lse_tau_N: give both or neither."
+    rest = isinstance(tail, Ghost | ToLabel | Uniform | Decoupled) and not needs_all(tail, temperature)
+    if reason is None and rest and targets.log_rest_N is None and not targets.whole:
+        reason = (
+            f"tail {tail.kind} needs log_rest_N, the mass that was not kept, and the targets have none: "
+            "give it, or use tail renormalise."
+        )
     for choice in (temperature, positions):
         missing = [name for name in choice.needs if getattr(targets, name) is None]
         if reason is None and missing:
-            reason = (
-                f"{choice.kind} needs the targets' {missing[0]}, and they have none: capture it, or choose another."
-            )
+            reason = f"{choice.kind} needs {missing[0]} of the targets; they have none (StoredTeacher: see needs)."
     if reason is None and isinstance(loss, KLD) and targets.sampled and targets.entropy_N is None:
         reason = (
             "loss kld needs the teacher's entropy, and these sampled targets have none. "
@@ -69,7 +77,7 @@ def check_targets(
 def refusal(loss: Loss, tail: Tail, temperature: Temperature) -> str | None:
     """Why the three do not go together, in a sentence that names the nearest allowed choice; None when they do.
 
-    A loss that is not one of ours goes with everything.
+    A loss that is not one of ours goes with every tail, and with the temperatures that say nothing of the loss.
     """
     allowed = _TAILS.get(type(loss))
     if allowed is not None and not isinstance(tail, allowed):

@@ -25,7 +25,16 @@ from predistill.objective.positions import All, Positions
 from predistill.objective.tail import Renormalise, Tail
 from predistill.objective.targets import SparseTargets
 from predistill.objective.temperature import Static, Temperature
-from predistill.objective.term import IGNORED, Choices, LossParts, Term, checked_alpha, distillation_term
+from predistill.objective.term import (
+    IGNORED,
+    Choices,
+    LossParts,
+    Term,
+    check_labels,
+    checked_alpha,
+    checked_vocabulary,
+    distillation_term,
+)
 
 __all__ = ["linear_distill_loss"]
 
@@ -103,15 +112,17 @@ class _WithGradient(torch.autograd.Function):
     """total, with gradients that are known already."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, *operands_and_gradients: Tensor) -> Tensor:
-        ctx.save_for_backward(*operands_and_gradients[3:])
+    def forward(ctx: Any, total: Tensor, *operands_and_gradients: Any) -> Tensor:
+        operands, gradients = operands_and_gradients[:3], operands_and_gradients[3:]
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [None if operand is None else operand.dtype for operand in operands]
         return total.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[1:4]
-        grads = (grad * grad_total if want else None for grad, want in zip(ctx.saved_tensors, wanted, strict=True))
+        wanted = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[1:4], strict=True)
+        grads = ((grad * grad_total).to(dtype) if want else None for grad, dtype, want in wanted)
         return None, *grads, None, None, None
 
 
@@ -190,11 +201,13 @@ def _linear_distill(
     counted_N = label_N != IGNORED
     position_N = counted_N.nonzero()[:, 0]
     chunk = max(1, min(chunk_tokens or layer.chunk_tokens, len(position_N)))
-    no_grad = torch.autograd.grad_mode.set_grad_enabled(False)
-    autocast = torch.autocast(hidden_ND.device.type, enabled=False)  # it would narrow the logits' gradient
-    # torch.compile runs operators below autograd; a loss may be differentiated by it all the same.
-    below = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
-    with no_grad, autocast, below:
+    check_labels(label_N[position_N], layer.vocabulary)
+    with (
+        torch.no_grad(),
+        torch.autocast(hidden_ND.device.type, enabled=False),  # it would narrow the logits' gradient
+        # torch.compile runs operators below autograd; a loss may be differentiated by it all the same.
+        torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False),
+    ):
         term = None
         if targets is not None:
             parts = _CHOICES[choices]
@@ -212,7 +225,7 @@ def _linear_distill(
         sums, grads = _chunks(layer, hidden_ND, label_N, position_N, term, share, z_loss, chunk, wants)
         distilled = counted_N.new_zeros((), dtype=torch.int64) if term is None else term.distil_N.sum()
         narrow = (
-            hidden_ND.new_empty(0) if grad is None or operand is None else grad.to(operand.dtype)
+            hidden_ND.new_empty(0) if grad is None or operand is None else grad.to(_gradient_dtype(operand))
             for grad, operand in zip(grads, (hidden_ND, weight_VD, bias_V), strict=True)
         )
         return sums, torch.stack((counted_N.sum(), distilled)), *narrow
@@ -225,10 +238,17 @@ def _fake(
     wants = rest[-1]
     dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
     grads = [
-        operand.new_empty(operand.shape) if want and operand is not None else hidden_ND.new_empty(0)
+        operand.new_empty(operand.shape, dtype=_gradient_dtype(operand))
+        if want and operand is not None
+        else hidden_ND.new_empty(0)
         for operand, want in zip((hidden_ND, weight_VD, bias_V), wants, strict=True)
     ]
     return hidden_ND.new_empty(4, dtype=dtype), label_N.new_empty(2, dtype=torch.int64), *grads
+
+
+def _gradient_dtype(operand: Tensor) -> torch.dtype:
+    """A sum over many positions may be beyond float16 until the upstream scalar has divided it."""
+    return torch.float32 if operand.dtype == torch.float16 else operand.dtype
 
 
 _library.impl("linear_distill", _linear_distill, "CompositeExplicitAutograd")
@@ -258,9 +278,7 @@ class _Layer(NamedTuple):
         softcap: float | None,
         backend: str | None,
     ) -> _Layer:
-        vocabulary = len(weight_VD) if vocab_size is None else vocab_size
-        if not 0 < vocabulary <= len(weight_VD):
-            raise RecipeError(f"vocab_size is {vocab_size}, and the weight has {len(weight_VD)} rows.")
+        vocabulary = checked_vocabulary(vocab_size, len(weight_VD))
         dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
         # A CPU multiplies narrow types slowly or not at all; an accelerator multiplies them into float32.
         operand = dtype if hidden_ND.device.type == "cpu" else hidden_ND.dtype
@@ -399,18 +417,20 @@ def _block_(
     reading = backend.read_(logit_CV, ids_CJ, reads, layer.scratch, softcap=layer.softcap)
     read = reading.student
     lm_C = read.lse_N - read.logit_NJ[:, -1]
-    total_C, by_lse_C, kd_C, kl_C = lm_C, torch.ones_like(lm_C), None, None
-    if term is None:
-        by = Student(torch.full_like(read.logit_NJ, -1.0), by_lse_C)
-    else:
+    total_C, kd_C, kl_C = lm_C, None, None
+    by = Student(torch.full_like(read.logit_NJ[:, -1:], -1.0), torch.ones_like(lm_C))  # of the LM loss
+    if term is not None:
         target = term.target()
-        kd_C, by = term.kd_and_slope(read, reads, target)
-        kl_C = term.kl(read, target, kd_C)
         alpha_C = alpha * term.distil_N.to(lm_C.dtype)
+        if grad:
+            kd_C, by = term.kd_and_slope(read, reads, target)
+            by = Student(*(None if number is None else _times(number, alpha_C) for number in by))  # type: ignore[arg-type]
+            by.logit_NJ[:, -1] -= 1 - alpha_C
+            by = by._replace(lse_N=by.lse_N + (1 - alpha_C))
+        else:
+            kd_C = term.kd(term.student(read, reads), target)
+        kl_C = term.kl(read, target, kd_C)
         total_C = (1 - alpha_C) * lm_C + alpha_C * kd_C
-        by = Student(*(None if number is None else _times_(number, alpha_C) for number in by))  # type: ignore[arg-type]
-        by.logit_NJ[:, -1] -= 1 - alpha_C
-        by = by._replace(lse_N=by.lse_N + (1 - alpha_C))
     if z_loss:
         total_C = total_C + z_loss * read.lse_N.square()
         by = by._replace(lse_N=by.lse_N + 2 * z_loss * read.lse_N)
@@ -419,8 +439,9 @@ def _block_(
     return sums, backend.write_gradient_(reading, by, dtype=dtype) if grad else logit_CV
 
 
-def _times_(number_CX: Tensor, alpha_C: Tensor) -> Tensor:
-    return number_CX.mul_(alpha_C if number_CX.dim() == 1 else alpha_C[:, None])
+def _times(number_CX: Tensor, alpha_C: Tensor) -> Tensor:
+    """Not in place: autograd may give one tensor for two numbers."""
+    return number_CX * (alpha_C if number_CX.dim() == 1 else alpha_C[:, None])
 
 
 def _lasts(position_N: Tensor, chunk: int) -> Tensor:

@@ -94,7 +94,7 @@ Positions = Annotated[All | TopStudentEntropy | DropLowTeacherEntropy, Field(dis
 
 def _highest(value_N: Tensor, able_N: Tensor, *, frac: float, row_len: int | None, kind: str) -> Tensor:
     """In each row, the ceil(frac * able) able positions of highest value, ties by position."""
-    if row_len is None or len(value_N) % row_len:
+    if row_len is None or row_len < 1 or len(value_N) % row_len:
         given = "no row_len is given" if row_len is None else f"{len(value_N)} positions are no whole rows of {row_len}"
         raise RecipeError(
             f"positions {kind} compares the positions of a row, and {given}: pass whole rows and row_len."
@@ -103,6 +103,6 @@ def _highest(value_N: Tensor, able_N: Tensor, *, frac: float, row_len: int | Non
     value_BT = value_N.view(-1, row_len).double().masked_fill(~able_BT, -torch.inf)
     order_BT = value_BT.argsort(dim=1, descending=True, stable=True)
     # 1e-9: .15 of 20 positions are 3, though .15 * 20 is a little more in binary.
-    wanted_B1 = (frac * able_BT.sum(dim=1, keepdim=True) - 1e-9).ceil()
+    wanted_B1 = (frac * able_BT.sum(dim=1, keepdim=True).double() - 1e-9).ceil()
     chosen_BT = torch.arange(row_len, device=able_N.device) < wanted_B1
     return torch.zeros_like(able_BT).scatter_(1, order_BT, chosen_BT).view(-1) & able_N

@@ -16,7 +16,15 @@ from predistill.objective.positions import All, Positions
 from predistill.objective.tail import Renormalise, Tail
 from predistill.objective.targets import SparseTargets
 from predistill.objective.temperature import Static, Temperature
-from predistill.objective.term import IGNORED, Choices, LossParts, checked_alpha, distillation_term
+from predistill.objective.term import (
+    IGNORED,
+    Choices,
+    LossParts,
+    check_labels,
+    checked_alpha,
+    checked_vocabulary,
+    distillation_term,
+)
 
 __all__ = ["distill_loss"]
 
@@ -44,7 +52,9 @@ def distill_loss(
     """
     share = checked_alpha(alpha)
     counted_N = label_N != IGNORED
-    logit_NV = logit_NV[counted_N, :vocab_size]
+    vocabulary = checked_vocabulary(vocab_size, logit_NV.shape[1])
+    check_labels(label_N[counted_N], vocabulary)
+    logit_NV = logit_NV[counted_N, :vocabulary].to(torch.promote_types(logit_NV.dtype, torch.float32))
     lse_N = logit_NV.logsumexp(dim=1)
     lm_N = lse_N - logit_NV.gather(1, label_N[counted_N, None])[:, 0]
     total_N = lm_N + z_loss * lse_N.square()
@@ -55,7 +65,6 @@ def distill_loss(
     entropy_N = lse_N.new_zeros(len(label_N))
     entropy_N[counted_N] = _entropy(logit_NV.detach())
     choices = Choices(loss, temperature, tail, positions)
-    vocabulary = logit_NV.shape[1]
     term = distillation_term(
         targets, label_N, choices, vocabulary=vocabulary, row_len=row_len, student_entropy_N=entropy_N
     ).at(counted_N.nonzero()[:, 0])

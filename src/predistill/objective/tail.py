@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import pad
 
+from predistill.objective.kernels.reading import column
 from predistill.objective.targets import SparseTargets
 
 __all__ = [
@@ -77,7 +78,7 @@ class Renormalise:
         """The target at temperature tau; label_N int64 [N] is not used."""
         scaled_NJ = _logprob(targets)
         if isinstance(tau, Tensor) or tau != 1:
-            scaled_NJ /= tau[:, None] if isinstance(tau, Tensor) else tau
+            scaled_NJ /= column(tau)
         return _target(torch.log_softmax(scaled_NJ, dim=1), prob_NJ=torch.softmax(scaled_NJ, dim=1))
 
 
@@ -196,7 +197,7 @@ def _tempered(targets: SparseTargets, tau: float | Tensor) -> tuple[Tensor, Tens
     nothing_N = torch.full_like(logprob_NJ[:, 0], -torch.inf)
     if not isinstance(tau, Tensor) and tau == 1:
         return logprob_NJ, nothing_N if targets.log_rest_N is None else targets.log_rest_N
-    scaled_NJ = logprob_NJ / (tau[:, None] if isinstance(tau, Tensor) else tau)
+    scaled_NJ = logprob_NJ / column(tau)
     if targets.whole:
         return scaled_NJ.log_softmax(dim=1), nothing_N
     assert targets.lse_tau_N is not None

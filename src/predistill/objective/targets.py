@@ -54,10 +54,11 @@ class SparseTargets:
 
     @property
     def length_N(self) -> Tensor:
-        """How many entries each position keeps, int64."""
-        if self.ids_NK is None:
+        """How many columns reach to the last kept entry of each position, int64; 0: no target."""
+        if self.ids_NK is None or not self.ids_NK.shape[1]:
             return torch.full((len(self),), self._entries.shape[1], device=self._entries.device)
-        return (self.ids_NK >= 0).sum(dim=1)
+        place_K = torch.arange(1, self.ids_NK.shape[1] + 1, device=self.ids_NK.device)
+        return ((self.ids_NK >= 0) * place_K).amax(dim=1)
 
     @property
     def whole(self) -> bool:
@@ -92,7 +93,7 @@ class SparseTargets:
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
 
     def unique(self) -> SparseTargets:
-        """Each id once in a position: entries of one id are put together, their probabilities (or weights) added.
+        """Each id once in a position: of log-probabilities the highest is kept, weights of draws are added.
 
         For targets from elsewhere: an engine may list the label twice, among the most probable and by itself.
         """
@@ -105,21 +106,23 @@ class SparseTargets:
         place_NK[:, 1:] = (key_NK[:, 1:] != key_NK[:, :-1]).cumsum(dim=1)
         ids_NK = torch.full_like(key_NK, -1).scatter_(1, place_NK, self.ids_NK.gather(1, order_NK))
 
-        def added(value_NK: Tensor) -> Tensor:
-            value_NK = value_NK.masked_fill(padding_NK, 0.0).double().gather(1, order_NK)
-            return torch.zeros_like(value_NK).scatter_add_(1, place_NK, value_NK)
+        def together(value_NK: Tensor | None, how: str) -> Tensor | None:
+            if value_NK is None:
+                return None
+            value_NK = value_NK.masked_fill(padding_NK, 0.0).gather(1, order_NK)
+            return torch.zeros_like(value_NK).scatter_reduce(1, place_NK, value_NK, how, include_self=False)
 
-        prob_NK = None if self.logprob_NK is None else added(self.logprob_NK.exp())
+        logprob_NK, weight_NK = together(self.logprob_NK, "amax"), together(self.weight_NK, "sum")
         rank_NK = torch.arange(ids_NK.shape[1], device=ids_NK.device).expand_as(ids_NK)
-        if prob_NK is not None and not self.sampled:
-            rank_NK = prob_NK.masked_fill(ids_NK < 0, -1.0).argsort(dim=1, descending=True, stable=True)
-        logprob_NK = None
-        if prob_NK is not None and self.logprob_NK is not None:
-            logprob_NK = prob_NK.gather(1, rank_NK).log().to(self.logprob_NK.dtype)
-        weight_NK = None
-        if self.weight_NK is not None:
-            weight_NK = added(self.weight_NK).gather(1, rank_NK).to(self.weight_NK.dtype)
-        return replace(self, ids_NK=ids_NK.gather(1, rank_NK), logprob_NK=logprob_NK, weight_NK=weight_NK)
+        if logprob_NK is not None and not self.sampled:
+            rank_NK = logprob_NK.masked_fill(ids_NK < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
+            rank_NK = rank_NK.gather(1, (ids_NK.gather(1, rank_NK) < 0).int().argsort(dim=1, stable=True))
+        return replace(
+            self,
+            ids_NK=ids_NK.gather(1, rank_NK),
+            logprob_NK=None if logprob_NK is None else logprob_NK.gather(1, rank_NK),
+            weight_NK=None if weight_NK is None else weight_NK.gather(1, rank_NK),
+        )
 
     @property
     def _entries(self) -> Tensor:

@@ -6,7 +6,7 @@ N positions  C positions of a chunk  V vocabulary  J columns: the target's ids, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,14 +15,23 @@ from torch.nn.functional import pad
 
 from predistill.errors import RecipeError
 from predistill.objective.combine import check_combination, check_targets
-from predistill.objective.kernels.reading import Reads, Student
+from predistill.objective.kernels.reading import Reads, Student, column
 from predistill.objective.losses import KLD, Loss
 from predistill.objective.positions import Positions
 from predistill.objective.tail import AsSampled, Decoupled, Ghost, Renormalise, Tail, Target
 from predistill.objective.targets import SparseTargets
 from predistill.objective.temperature import Static, Temperature
 
-__all__ = ["IGNORED", "Choices", "LossParts", "Term", "checked_alpha", "distillation_term"]
+__all__ = [
+    "IGNORED",
+    "Choices",
+    "LossParts",
+    "Term",
+    "check_labels",
+    "checked_alpha",
+    "checked_vocabulary",
+    "distillation_term",
+]
 
 IGNORED = -100  # the field's label for "not counted"
 CHECKED = 16  # positions of a call that are looked at for ids named twice
@@ -35,6 +44,7 @@ class LossParts:
     total     nats: (1 - alpha) lm + alpha kd, plus the z-loss; alpha is 0 where a position does not distil
     lm        nats: -log q(label)
     kd        the loss against the teacher over the positions that distil; None without a teacher or with alpha = 0
+              (a tensor alpha of 0: 0, with a kd_count of 0)
     count     how many positions are counted
     kd_count  how many of them distil
     kl        nats: KL(teacher || student) at temperature 1 over the positions that distil, the kept entries
@@ -110,7 +120,7 @@ class Term(NamedTuple):
             return read
         assert read.lse_tau_N is not None
         tau = reads.tau
-        logit_NJ = read.logit_NJ / (tau[:, None] if isinstance(tau, Tensor) else tau)
+        logit_NJ = read.logit_NJ / column(tau)
         sum_N = None if read.sum_N is None else read.sum_N / tau
         return Student(logit_NJ, read.lse_tau_N, None, read.lse_outside_N, read.entropy_N, sum_N)
 
@@ -134,7 +144,7 @@ class Term(NamedTuple):
         by_outside_N = None if by.lse_outside_N is None else factor_N * by.lse_outside_N
         nothing_N = torch.zeros_like(by_lse_N)
         by = Student(
-            by.logit_NJ.mul_(scale_N[:, None]),
+            by.logit_NJ * scale_N[:, None],
             nothing_N if tempered else by_lse_N,
             by_lse_N if tempered else None,
             by_outside_N,
@@ -149,7 +159,7 @@ class Term(NamedTuple):
         if isinstance(tail, AsSampled):
             if target.entropy_N is None:
                 return None
-            return kd_N if isinstance(loss, KLD) else torch.where(self.distil_N, kd_N - target.entropy_N, 0.0)
+            return kd_N if isinstance(loss, KLD) else torch.where(self.distil_N, KLD()(read, target), 0.0)
         if isinstance(loss, KLD) and isinstance(tail, Renormalise) and _is_one(temperature):
             return kd_N
         assert self.targets.logprob_NK is not None
@@ -190,6 +200,27 @@ def checked_alpha(alpha: float | Tensor) -> float:
     return share
 
 
+def checked_vocabulary(vocab_size: int | None, rows: int) -> int:
+    """How many of the head's rows are words. RecipeError for more than there are."""
+    if vocab_size is None:
+        return rows
+    if not 0 < vocab_size <= rows:
+        raise RecipeError(f"vocab_size is {vocab_size}, and the head has {rows} rows.")
+    return vocab_size
+
+
+def check_labels(label_N: Tensor, vocabulary: int) -> None:
+    """Raise RecipeError for counted labels that are no ids; on an accelerator they would end the process."""
+    if not len(label_N):
+        return
+    low, high = torch.stack(label_N.aminmax()).tolist()
+    if low < 0 or high >= vocabulary:
+        wrong = low if low < 0 else high
+        raise RecipeError(
+            f"A label is {wrong}, and the student has {vocabulary} ids. Labels that do not count are {IGNORED}."
+        )
+
+
 def distillation_term(
     targets: SparseTargets,
     label_N: Tensor,
@@ -206,10 +237,31 @@ def distillation_term(
     if len(targets) != len(label_N):
         raise RecipeError(f"{len(targets)} targets for {len(label_N)} labels: give one target for every position.")
     _check_ids(targets, vocabulary)
+    _check_reads(choices)
     length_N = targets.length_N
+    targets = _without_nan(targets, absent_N=length_N == 0)
     able_N = (length_N > 0) & (label_N != IGNORED)
     distil_N = positions(targets, able_N, row_len=row_len, student_entropy_N=student_entropy_N)
     return Term(targets, label_N, distil_N, length_N, vocabulary, choices)
+
+
+def _check_reads(choices: Choices) -> None:
+    """What a loss of one's own may ask for at once; ours ask for nothing else."""
+    loss, temperature, tail, _ = choices
+    names = set(loss.reads(tail)) if hasattr(loss, "reads") else set()
+    outside = isinstance(tail, Ghost | Decoupled)
+    if ("square" in names and (len(names) > 1 or outside or not temperature.teacher_only)) or (names and outside):
+        raise RecipeError(
+            f"loss {loss.kind} reads {', '.join(sorted(names))}, which cannot be read with tail {tail.kind} and "
+            f"temperature {temperature.kind}: square is read alone, nothing with ghost or decoupled."
+        )
+
+
+def _without_nan(targets: SparseTargets, *, absent_N: Tensor) -> SparseTargets:
+    """What stands where there is no target is not read, but 0 times NaN is NaN: 0 in its place."""
+    names = ("log_rest_N", "entropy_N", "logit_std_N", "lse_tau_N")
+    values = {name: value for name in names if (value := getattr(targets, name)) is not None}
+    return replace(targets, **{name: value.masked_fill(absent_N, 0.0) for name, value in values.items()})
 
 
 def _check_ids(targets: SparseTargets, vocabulary: int) -> None:

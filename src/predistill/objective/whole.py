@@ -18,7 +18,8 @@ from predistill.objective.targets import SparseTargets
 
 __all__ = ["Whole", "by_rows"]
 
-CHUNK_ELEMENTS = 1 << 20  # of [C, V]: the temporaries stay in cache
+CHUNK_ELEMENTS = 1 << 20  # of [C, V]: the temporaries stay in a CPU's cache
+WIDE_ELEMENTS = 1 << 26  # on an accelerator, which waits for itself where a step is too small
 
 
 class Whole(NamedTuple):
@@ -67,7 +68,8 @@ def by_rows(
 
     Logits of -inf rule an id out. Raises TeacherError for logits that are NaN or +inf, or all -inf.
     """
-    step = max(1, CHUNK_ELEMENTS // max(1, logit_NV.shape[1]))
+    elements = CHUNK_ELEMENTS if logit_NV.device.type == "cpu" else WIDE_ELEMENTS
+    step = max(1, elements // max(1, logit_NV.shape[1]))
     with torch.no_grad():
         parts = [
             keep(_whole(logit_NV[rows].float(), None if label_N is None else label_N[rows], tau), rows)

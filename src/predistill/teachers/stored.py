@@ -75,6 +75,11 @@ def padded_targets(
     if stored.count_E is not None:
         assert draws is not None
         weight_E = stored.count_E.astype(np.float32) / draws
+        if tau is not None:  # importance weights: p / q of the proposal q
+            assert stored.logprob_E is not None
+            assert stored.normaliser_N is not None
+            normaliser_E = np.repeat(stored.normaliser_N, lengths)
+            weight_E = weight_E * np.exp(stored.logprob_E * np.float32(1 - 1 / tau) + normaliser_E)
         weight_NK = padded(weight_E, 0.0, np.float32)
     return SparseTargets(
         ids_NK=padded(stored.ids_E, -1, np.int64),
