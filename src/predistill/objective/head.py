@@ -423,8 +423,7 @@ def _block_(
         target = term.target()
         alpha_C = alpha * term.distil_N.to(lm_C.dtype)
         if grad:
-            kd_C, by = term.kd_and_slope(read, reads, target)
-            by = Student(*(None if number is None else _times(number, alpha_C) for number in by))  # type: ignore[arg-type]
+            kd_C, by = term.kd_and_slope(read, reads, target, alpha_C)
             by.logit_NJ[:, -1] -= 1 - alpha_C
             by = by._replace(lse_N=by.lse_N + (1 - alpha_C))
         else:
@@ -437,11 +436,6 @@ def _block_(
     values = (lm_C.new_zeros(()) if value_C is None else value_C.sum() for value_C in (total_C, lm_C, kd_C, kl_C))
     sums = torch.stack(tuple(values))
     return sums, backend.write_gradient_(reading, by, dtype=dtype) if grad else logit_CV
-
-
-def _times(number_CX: Tensor, alpha_C: Tensor) -> Tensor:
-    """Not in place: autograd may give one tensor for two numbers."""
-    return number_CX * (alpha_C if number_CX.dim() == 1 else alpha_C[:, None])
 
 
 def _lasts(position_N: Tensor, chunk: int) -> Tensor:

@@ -57,8 +57,8 @@ class SparseTargets:
         """How many columns reach to the last kept entry of each position, int64; 0: no target."""
         if self.ids_NK is None or not self.ids_NK.shape[1]:
             return torch.full((len(self),), self._entries.shape[1], device=self._entries.device)
-        place_K = torch.arange(1, self.ids_NK.shape[1] + 1, device=self.ids_NK.device)
-        return ((self.ids_NK >= 0) * place_K).amax(dim=1)
+        place_K = torch.arange(1, self.ids_NK.shape[1] + 1, device=self.ids_NK.device, dtype=torch.int32)
+        return ((self.ids_NK >= 0) * place_K).amax(dim=1).long()
 
     @property
     def whole(self) -> bool:

@@ -129,28 +129,27 @@ class Term(NamedTuple):
         kd_N = self.choices.loss(student, target)
         return torch.where(self.distil_N, self.choices.temperature.factor(self.targets) * kd_N, 0.0)
 
-    def kd_and_slope(self, read: Student, reads: Reads, target: Target) -> tuple[Tensor, Student]:
-        """(kd_N, its derivatives in what was read)."""
+    def kd_and_slope(self, read: Student, reads: Reads, target: Target, alpha_N: Tensor) -> tuple[Tensor, Student]:
+        """(kd_N, the derivatives of alpha_N kd_N in what was read); alpha_N is 0 where the position does not distil."""
         student = self.student(read, reads)
         slope = getattr(self.choices.loss, "slope", None)
         by = None if slope is None else slope(student, target)
         if by is None:
-            return self._by_autograd(read, reads, target)
-        factor_N = self.choices.temperature.factor(self.targets) * self.distil_N.to(by.lse_N.dtype)
+            return self._by_autograd(read, reads, target, alpha_N)
+        factor_N = self.choices.temperature.factor(self.targets) * alpha_N
         tempered = reads.tempered and not self._squared
         # f(z / tau): every logit's and the sum's derivative is divided by tau, the log-sum-exp is the tempered one.
         scale_N = factor_N / reads.tau if tempered else factor_N
-        by_lse_N, by_sum_N = factor_N * by.lse_N, None if by.sum_N is None else scale_N * by.sum_N
-        by_outside_N = None if by.lse_outside_N is None else factor_N * by.lse_outside_N
-        nothing_N = torch.zeros_like(by_lse_N)
-        by = Student(
-            by.logit_NJ * scale_N[:, None],
-            nothing_N if tempered else by_lse_N,
-            by_lse_N if tempered else None,
-            by_outside_N,
-            None,
-            by_sum_N,
+        logit_NJ, lse_N, lse_tau_N, outside_N, entropy_N, sum_N = by
+        times = (factor_N, factor_N, factor_N, factor_N, scale_N)
+        numbers = (lse_N, lse_tau_N, outside_N, entropy_N, sum_N)
+        lse_N, lse_tau_N, outside_N, entropy_N, sum_N = (
+            None if number is None else by_N * number for by_N, number in zip(times, numbers, strict=True)
         )
+        assert lse_N is not None
+        if tempered:
+            lse_N, lse_tau_N = torch.zeros_like(lse_N), lse_N
+        by = Student(logit_NJ * scale_N[:, None], lse_N, lse_tau_N, outside_N, entropy_N, sum_N)
         return self.kd(student, target), by
 
     def kl(self, read: Student, target: Target, kd_N: Tensor) -> Tensor | None:
@@ -182,14 +181,14 @@ class Term(NamedTuple):
         """Whether the second temperature is there for sum q^2, not for the student's own."""
         return "square" in self._names
 
-    def _by_autograd(self, read: Student, reads: Reads, target: Target) -> tuple[Tensor, Student]:
+    def _by_autograd(self, read: Student, reads: Reads, target: Target, alpha_N: Tensor) -> tuple[Tensor, Student]:
         leaves = Student(*(None if number is None else number.detach().requires_grad_() for number in read))  # type: ignore[arg-type]
         with torch.enable_grad():
             kd_N = self.kd(self.student(leaves, reads), target)
         wanted = [leaf for leaf in leaves if leaf is not None]
-        found = iter(torch.autograd.grad(kd_N, wanted, torch.ones_like(kd_N), materialize_grads=True))
+        found = iter(torch.autograd.grad(kd_N, wanted, alpha_N, materialize_grads=True))
         by = Student(*(None if leaf is None else next(found) for leaf in leaves))  # type: ignore[arg-type]
-        return kd_N.detach(), by
+        return kd_N.detach(), by._replace(logit_NJ=by.logit_NJ.clone())  # autograd may give one tensor for two numbers
 
 
 def checked_alpha(alpha: float | Tensor) -> float:
