@@ -10,37 +10,24 @@ N positions  C positions of a chunk  V vocabulary  D width  J columns: the targe
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from predistill.errors import RecipeError
-from predistill.objective.kernels.backends import rows_backend
-from predistill.objective.kernels.reading import Reads, Scratch, Student
-from predistill.objective.kernels.torch_rows import deviation
+from predistill.objective.checks import IGNORED, check_labels, check_weight, checked_alpha
+from predistill.objective.chunks import sums_and_gradients
+from predistill.objective.layer import Layer
 from predistill.objective.losses import KLD, Loss
 from predistill.objective.positions import All, Positions
 from predistill.objective.tail import Renormalise, Tail
 from predistill.objective.targets import SparseTargets
 from predistill.objective.temperature import Static, Temperature
-from predistill.objective.term import (
-    IGNORED,
-    Choices,
-    LossParts,
-    Term,
-    check_labels,
-    checked_alpha,
-    checked_vocabulary,
-    distillation_term,
-)
+from predistill.objective.term import Choices, LossParts, distillation_term
 
 __all__ = ["linear_distill_loss"]
-
-CHUNK_TOKENS = 1024  # more gains nothing on a CPU; 256 saves memory and costs 1 to 10 % (LOSS.md section 5)
-WHOLE_BYTES = 64 << 20  # of logits, with dense targets: a dozen numbers of that size are at hand at once
-CHUNK_BYTES = 1 << 30  # of float32 logits on an accelerator, where the weight's gradient must not be read too often
 
 
 def linear_distill_loss(
@@ -73,7 +60,7 @@ def linear_distill_loss(
     chooses. backend: "torch", "triton" (None: triton where it runs, on CUDA). Raises RecipeError for parts that do not
     go together.
     """
-    _check_whole(weight_VD)
+    check_weight(weight_VD)
     if len(hidden_ND) != len(label_N):
         raise RecipeError(f"{len(hidden_ND)} hidden states for {len(label_N)} labels: give one for every position.")
     if chunk_tokens is not None and chunk_tokens < 1:
@@ -195,7 +182,7 @@ def _linear_distill(
         targets = SparseTargets(
             ids_NK, logprob_NK, weight_NK, log_rest_N, entropy_N, logit_std_N, lse_tau_N=lse_tau_N, tau=tau
         )
-    layer = _Layer.of(
+    layer = Layer.of(
         hidden_ND, weight_VD, bias_V, vocab_size=vocab_size, logit_scale=logit_scale, softcap=softcap, backend=backend
     )
     counted_N = label_N != IGNORED
@@ -222,7 +209,7 @@ def _linear_distill(
                 row_len=row_len,
                 student_entropy_N=entropy,
             )
-        sums, grads = _chunks(layer, hidden_ND, label_N, position_N, term, share, z_loss, chunk, wants)
+        sums, grads = sums_and_gradients(layer, hidden_ND, label_N, position_N, term, share, z_loss, chunk, wants)
         distilled = counted_N.new_zeros((), dtype=torch.int64) if term is None else term.distil_N.sum()
         narrow = (
             hidden_ND.new_empty(0) if grad is None or operand is None else grad.to(_gradient_dtype(operand))
@@ -252,206 +239,3 @@ def _gradient_dtype(operand: Tensor) -> torch.dtype:
 
 
 _library.impl("linear_distill", _linear_distill, "CompositeExplicitAutograd")
-
-
-class _Layer(NamedTuple):
-    """The output layer, its operands in the type that they are multiplied in."""
-
-    weight_VD: Tensor
-    bias_V: Tensor | None
-    padding: int
-    logit_scale: float
-    softcap: float | None
-    dtype: torch.dtype  # of the logits
-    backend: Any
-    scratch: Scratch
-
-    @classmethod
-    def of(
-        cls,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        bias_V: Tensor | None,
-        *,
-        vocab_size: int | None,
-        logit_scale: float,
-        softcap: float | None,
-        backend: str | None,
-    ) -> _Layer:
-        vocabulary = checked_vocabulary(vocab_size, len(weight_VD))
-        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-        # A CPU multiplies narrow types slowly or not at all; an accelerator multiplies them into float32.
-        operand = dtype if hidden_ND.device.type == "cpu" else hidden_ND.dtype
-        return cls(
-            weight_VD[:vocabulary].to(operand),
-            None if bias_V is None else bias_V[:vocabulary].to(dtype),
-            len(weight_VD) - vocabulary,
-            logit_scale,
-            softcap,
-            dtype,
-            rows_backend(backend, hidden_ND.device, dtype),
-            Scratch(),
-        )
-
-    @property
-    def vocabulary(self) -> int:
-        return len(self.weight_VD)
-
-    @property
-    def chunk_tokens(self) -> int:
-        if self.weight_VD.device.type == "cpu":
-            return CHUNK_TOKENS
-        fitting = CHUNK_BYTES // (4 * self.vocabulary)
-        return max(CHUNK_TOKENS, 1 << fitting.bit_length() - 1 if fitting else 0)
-
-    def logits(self, hidden_CD: Tensor, out_CV: Tensor) -> Tensor:
-        """Logits before the soft cap, in the first rows of out_CV."""
-        out_CV = out_CV[: len(hidden_CD)]
-        if hidden_CD.dtype == out_CV.dtype:
-            torch.mm(hidden_CD, self.weight_VD.t(), out=out_CV)
-        else:
-            torch.mm(hidden_CD, self.weight_VD.t(), out_dtype=out_CV.dtype, out=out_CV)
-        if self.bias_V is not None:
-            out_CV.add_(self.bias_V)
-        return out_CV if self.logit_scale == 1 else out_CV.mul_(self.logit_scale)
-
-    def add_weight_gradient_(self, grad_VD: Tensor, by_CV: Tensor, hidden_CD: Tensor) -> None:
-        """grad_VD += by^T hidden, summed in grad_VD's type."""
-        if by_CV.dtype == grad_VD.dtype:
-            grad_VD.addmm_(by_CV.t(), hidden_CD)
-        else:
-            torch.addmm(grad_VD, by_CV.t(), hidden_CD, out_dtype=grad_VD.dtype, out=grad_VD)
-
-    def blocks(self, count: int, *, whole: bool = False) -> list[slice]:
-        """Rows of a chunk that the backend wants to see at once where it passes over them several times; of `whole`
-        targets, whose every number is as wide as the vocabulary, never more than a few."""
-        rows = self.backend.block_rows(self.vocabulary, self.weight_VD.device) or max(1, count)
-        if whole:
-            rows = min(rows, max(1, WHOLE_BYTES // (4 * self.vocabulary)))
-        return [slice(start, start + rows) for start in range(0, count, rows)]
-
-    def student_entropy(self, hidden_ND: Tensor, position_N: Tensor, chunk: int) -> Tensor:
-        """The entropy [N] of the student's distribution at these positions, nats: one product, no gradient."""
-        entropy_N = hidden_ND.new_zeros(len(hidden_ND), dtype=self.dtype)
-        buffer_CV = hidden_ND.new_empty((chunk, self.vocabulary), dtype=self.dtype)
-        for position_C in position_N.split(chunk):
-            logit_CV = self.logits(hidden_ND[position_C].to(self.weight_VD.dtype), buffer_CV)
-            for rows in self.blocks(len(position_C)):
-                none_CJ = position_C.new_zeros((len(position_C[rows]), 1))
-                reads = Reads(entropy=True)
-                reading = self.backend.read_(logit_CV[rows], none_CJ, reads, self.scratch, softcap=self.softcap)
-                entropy_N[position_C[rows]] = reading.student.entropy_N
-        return entropy_N
-
-
-def _chunks(
-    layer: _Layer,
-    hidden_ND: Tensor,
-    label_N: Tensor,
-    position_N: Tensor,
-    term: Term | None,
-    alpha: float,
-    z_loss: float,
-    chunk: int,
-    wants: list[bool],
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """(sums, gradients) over the counted positions."""
-    weight_VD, bias_V = layer.weight_VD, layer.bias_V
-    rows = layer.vocabulary + layer.padding
-    grad_ND = hidden_ND.new_zeros(hidden_ND.shape) if wants[0] else None
-    grad_VD = weight_VD.new_zeros((rows, weight_VD.shape[1]), dtype=layer.dtype) if wants[1] else None
-    grad_V = None if bias_V is None or not wants[2] else bias_V.new_zeros(rows)
-    width_C = [0]
-    if term is not None:
-        # Positions that keep about as much share a chunk, so that a chunk is no wider than it must be.
-        position_N = position_N[term.length_N[position_N].argsort(stable=True)]
-        width_C = [] if not len(position_N) else term.length_N[_lasts(position_N, chunk)].tolist()
-    buffer_CV = hidden_ND.new_empty((chunk, layer.vocabulary), dtype=layer.dtype)
-    sums = hidden_ND.new_zeros(4, dtype=layer.dtype)
-    for number, position_C in enumerate(position_N.split(chunk) if len(position_N) else ()):
-        hidden_CD = hidden_ND.index_select(0, position_C).to(weight_VD.dtype)
-        by_CV = logit_CV = layer.logits(hidden_CD, buffer_CV)
-        blocks = [slice(0, len(position_C))]
-        if term is not None and (term.targets.whole or not term.plain):
-            blocks = layer.blocks(len(position_C), whole=term.targets.whole)
-        dtype = weight_VD.dtype if len(blocks) == 1 else layer.dtype
-        for block in blocks:
-            part = None if term is None else term.at(position_C[block], width=width_C[number])
-            label_C = label_N[position_C[block]]
-            block_sums, by_CV = _block_(layer, logit_CV[block], label_C, part, alpha, z_loss, dtype, grad=any(wants))
-            sums += block_sums
-        if not any(wants):
-            continue
-        if len(blocks) > 1:
-            by_CV = logit_CV.to(weight_VD.dtype)
-        if grad_ND is not None:
-            grad_ND.index_copy_(0, position_C, torch.mm(by_CV, weight_VD).to(grad_ND.dtype))
-        if grad_VD is not None:
-            layer.add_weight_gradient_(grad_VD[: layer.vocabulary], by_CV, hidden_CD)
-        if grad_V is not None:
-            grad_V[: layer.vocabulary].add_(by_CV.sum(dim=0, dtype=grad_V.dtype))
-    if layer.logit_scale != 1:  # here once, and not on every logit's gradient, which may be narrow
-        for grad in (grad_ND, grad_VD, grad_V):
-            if grad is not None:
-                grad.mul_(layer.logit_scale)
-    return sums, (grad_ND, grad_VD, grad_V)
-
-
-def _block_(
-    layer: _Layer,
-    logit_CV: Tensor,
-    label_C: Tensor,
-    term: Term | None,
-    alpha: float,
-    z_loss: float,
-    dtype: torch.dtype,
-    *,
-    grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """(total, lm, kd, kl summed; where asked for, the gradient of total in the logits, made in their place)."""
-    backend = layer.backend
-    ids_CJ, reads = label_C[:, None], Reads()
-    if term is not None:
-        ids_CJ = term.ids_NJ
-        reads = term.reads(lambda: deviation(logit_CV, layer.scratch, softcap=layer.softcap))
-    reading = backend.read_(logit_CV, ids_CJ, reads, layer.scratch, softcap=layer.softcap)
-    read = reading.student
-    lm_C = read.lse_N - read.logit_NJ[:, -1]
-    total_C, kd_C, kl_C = lm_C, None, None
-    by = Student(torch.full_like(read.logit_NJ[:, -1:], -1.0), torch.ones_like(lm_C))  # of the LM loss
-    if term is not None:
-        target = term.target()
-        alpha_C = alpha * term.distil_N.to(lm_C.dtype)
-        if grad:
-            kd_C, by = term.kd_and_slope(read, reads, target, alpha_C)
-            by.logit_NJ[:, -1] -= 1 - alpha_C
-            by = by._replace(lse_N=by.lse_N + (1 - alpha_C))
-        else:
-            kd_C = term.kd(term.student(read, reads), target)
-        kl_C = term.kl(read, target, kd_C)
-        total_C = (1 - alpha_C) * lm_C + alpha_C * kd_C
-    if z_loss:
-        total_C = total_C + z_loss * read.lse_N.square()
-        by = by._replace(lse_N=by.lse_N + 2 * z_loss * read.lse_N)
-    values = (lm_C.new_zeros(()) if value_C is None else value_C.sum() for value_C in (total_C, lm_C, kd_C, kl_C))
-    sums = torch.stack(tuple(values))
-    return sums, backend.write_gradient_(reading, by, dtype=dtype) if grad else logit_CV
-
-
-def _lasts(position_N: Tensor, chunk: int) -> Tensor:
-    """The last position of each chunk."""
-    last_M = torch.arange(chunk - 1, len(position_N) + chunk - 1, chunk, device=position_N.device)
-    return position_N[last_M.clamp(max=len(position_N) - 1)]
-
-
-def _check_whole(weight_VD: Tensor) -> None:
-    if hasattr(weight_VD, "full_tensor"):
-        raise RecipeError(
-            "The head's weight is sharded (a DTensor). Call the loss inside the wrapped module's forward, where FSDP "
-            "has gathered it, or pass weight.full_tensor()."
-        )
-    if not weight_VD.numel():
-        raise RecipeError(
-            "The head's weight is empty here: ZeRO-3 keeps it elsewhere. Gather it around the loss "
-            "(deepspeed.zero.GatheredParameters)."
-        )

@@ -10,21 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from predistill.objective.checks import IGNORED, check_labels, checked_alpha, checked_vocabulary
 from predistill.objective.kernels.reading import Student, column
 from predistill.objective.losses import KLD, Loss
 from predistill.objective.positions import All, Positions
 from predistill.objective.tail import Renormalise, Tail
 from predistill.objective.targets import SparseTargets
 from predistill.objective.temperature import Static, Temperature
-from predistill.objective.term import (
-    IGNORED,
-    Choices,
-    LossParts,
-    check_labels,
-    checked_alpha,
-    checked_vocabulary,
-    distillation_term,
-)
+from predistill.objective.term import Choices, LossParts, distillation_term
 
 __all__ = ["distill_loss"]
 

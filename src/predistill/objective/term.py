@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from predistill.errors import RecipeError
+from predistill.objective.checks import IGNORED, check_ids
 from predistill.objective.combine import check_combination, check_targets
 from predistill.objective.kernels.reading import Reads, Student, column
 from predistill.objective.losses import KLD, Loss
@@ -22,19 +23,7 @@ from predistill.objective.tail import AsSampled, Decoupled, Ghost, Renormalise, 
 from predistill.objective.targets import SparseTargets
 from predistill.objective.temperature import Static, Temperature
 
-__all__ = [
-    "IGNORED",
-    "Choices",
-    "LossParts",
-    "Term",
-    "check_labels",
-    "checked_alpha",
-    "checked_vocabulary",
-    "distillation_term",
-]
-
-IGNORED = -100  # the field's label for "not counted"
-CHECKED = 16  # positions of a call that are looked at for ids named twice
+__all__ = ["Choices", "LossParts", "Term", "distillation_term"]
 
 
 @dataclass(frozen=True)
@@ -191,35 +180,6 @@ class Term(NamedTuple):
         return kd_N.detach(), by._replace(logit_NJ=by.logit_NJ.clone())  # autograd may give one tensor for two numbers
 
 
-def checked_alpha(alpha: float | Tensor) -> float:
-    """alpha as a number. RecipeError unless it is a share."""
-    share = float(alpha)
-    if not 0 <= share <= 1:
-        raise RecipeError(f"alpha is {share:g}; it is the share of the distillation loss and lies between 0 and 1.")
-    return share
-
-
-def checked_vocabulary(vocab_size: int | None, rows: int) -> int:
-    """How many of the head's rows are words. RecipeError for more than there are."""
-    if vocab_size is None:
-        return rows
-    if not 0 < vocab_size <= rows:
-        raise RecipeError(f"vocab_size is {vocab_size}, and the head has {rows} rows.")
-    return vocab_size
-
-
-def check_labels(label_N: Tensor, vocabulary: int) -> None:
-    """Raise RecipeError for counted labels that are no ids; on an accelerator they would end the process."""
-    if not len(label_N):
-        return
-    low, high = torch.stack(label_N.aminmax()).tolist()
-    if low < 0 or high >= vocabulary:
-        wrong = low if low < 0 else high
-        raise RecipeError(
-            f"A label is {wrong}, and the student has {vocabulary} ids. Labels that do not count are {IGNORED}."
-        )
-
-
 def distillation_term(
     targets: SparseTargets,
     label_N: Tensor,
@@ -235,7 +195,7 @@ def distillation_term(
     check_targets(targets, loss=loss, tail=tail, temperature=temperature, positions=positions)
     if len(targets) != len(label_N):
         raise RecipeError(f"{len(targets)} targets for {len(label_N)} labels: give one target for every position.")
-    _check_ids(targets, vocabulary)
+    check_ids(targets, vocabulary)
     _check_reads(choices)
     length_N = targets.length_N
     targets = _without_nan(targets, absent_N=length_N == 0)
@@ -261,29 +221,6 @@ def _without_nan(targets: SparseTargets, *, absent_N: Tensor) -> SparseTargets:
     names = ("log_rest_N", "entropy_N", "logit_std_N", "lse_tau_N")
     values = {name: value for name in names if (value := getattr(targets, name)) is not None}
     return replace(targets, **{name: value.masked_fill(absent_N, 0.0) for name, value in values.items()})
-
-
-def _check_ids(targets: SparseTargets, vocabulary: int) -> None:
-    highest = targets.columns_NK.shape[1] - 1
-    if targets.ids_NK is not None:
-        highest = int(targets.ids_NK.max()) if targets.ids_NK.numel() else -1
-    if highest >= vocabulary:
-        raise RecipeError(
-            f"The targets name token id {highest}, and the student has {vocabulary} ids. "
-            "Teacher and student must share a tokenizer."
-        )
-    if targets.ids_NK is None or not targets.ids_NK.numel():
-        return
-    # Sorting all would cost more than the loss; who names ids twice does it everywhere.
-    every = max(1, len(targets) // CHECKED)
-    ids_MK = targets.ids_NK[::every].sort(dim=1).values
-    twice_MK = (ids_MK[:, 1:] == ids_MK[:, :-1]) & (ids_MK[:, 1:] >= 0)
-    if bool(twice_MK.any()):
-        place = int(twice_MK.any(dim=1).nonzero()[0])
-        raise RecipeError(
-            f"The targets name token id {int(ids_MK[place, 1:][twice_MK[place]][0])} twice at position "
-            f"{place * every}. Put equal ids together with targets.unique()."
-        )
 
 
 def _is_one(temperature: Temperature) -> bool:
