@@ -24,7 +24,7 @@ TOLERANCES = SimpleNamespace(
     float32_value=2e-6,  # sums of nats in float32 against float64, relative
     float32_gradient=2e-5,  # gradients in float32 against float64, relative to their norm
     float32_near=5e-5,  # the same of any loss where a student within .02 of the teacher makes q - t cancel
-    bfloat16_gradient=3.5e-3,  # LOSS.md section 9: on bfloat16 and float16 operands, relative to their norm
+    bfloat16_gradient=3.5e-3,  # on bfloat16 and float16 operands, relative to their norm
     log_mass=2e-5,  # a log-probability or log of a mass in float32, nats
     sigmas=5.0,  # a mean of random draws against its expectation, in standard errors
 )

@@ -90,7 +90,7 @@ def test_ghost_is_a_lower_bound_of_the_whole_divergence() -> None:
 
 
 def test_zero_is_the_kept_mass_times_renormalise() -> None:
-    """LOSS.md section 2: same optimum, P times the gradient."""
+    """Same optimum, P times the gradient."""
     logit_NV = student()
     gradients = []
     for tail in (Zero(), Renormalise()):

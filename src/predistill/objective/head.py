@@ -50,9 +50,12 @@ def linear_distill_loss(
     vocab_size: int | None = None,
     backend: str | None = None,
 ) -> LossParts:
-    """distill_loss of the logits cap(logit_scale * (hidden W^T + bias)), cap(z) = softcap * tanh(z / softcap), without
-    the logits.
+    """The pre-training distillation objective (arXiv 2410.16215) without the logits [N, V]: distill_loss of
+    cap(logit_scale * (hidden W^T + bias)), cap(z) = softcap * tanh(z / softcap). Sums of nats over N positions.
 
+    hidden_ND, weight_VD, bias_V: any float types. label_N int64, -100 = not counted. targets: N positions, None = LM
+    loss. alpha: the share of the loss against the teacher, a number or a 0-d tensor in [0, 1]. row_len: positions of a
+    row, for positions that rank within rows. z_loss * lse^2 is added at every counted position (arXiv 2204.02311).
     `total` has a gradient for hidden_ND, weight_VD and bias_V. It is made in the forward pass (not under no_grad), so
     that backward only multiplies by the upstream scalar, any number of times. Logits are float32 whatever the operands,
     and gradients are summed in float32. What hidden_ND holds where the label is -100 is never read. alpha = 0 is the LM

@@ -34,7 +34,7 @@ FLOOR = -30.0  # nats: no probability of the target is taken for less where the 
 
 @dataclass(frozen=True, config=_choice)
 class NLL:
-    """-sum t log q (PAPER section 1), nats; t may sum to another number than 1. Its optimum is t, normalised: whatever
+    """-sum t log q (arXiv 2410.16215), nats; t may sum to another number than 1. Its optimum is t, normalised: whatever
     bias t has, the student gets."""
 
     kind: Literal["nll"] = "nll"
@@ -75,7 +75,8 @@ class NLL:
 
 @dataclass(frozen=True, config=_choice)
 class KLD:
-    """KL(t || q) = sum t log(t / q) (PAPER section 1), nats: NLL's gradient and bias, and 0 for a student that matches.
+    """KL(t || q) = sum t log(t / q) (arXiv 2410.16215), nats: NLL's gradient and bias, and 0 where the student
+    matches.
 
     With tail decoupled: KL of (P, r) against (Q, 1 - Q), plus P KL of the kept entries, each side renormalised, at the
     tail's temperature.
@@ -105,7 +106,7 @@ class KLD:
 
 @dataclass(frozen=True, config=_choice)
 class ReverseKLD:
-    """KL(q || t) = sum q log(q / t), nats (MiniLLM, arXiv 2306.08543; LOSS.md section 2).
+    """KL(q || t) = sum q log(q / t), nats (MiniLLM, arXiv 2306.08543).
 
     Over the kept ids, both renormalised (renormalise: nothing is said of the other ids, so the lm share must); over
     those and one bucket (ghost); over the vocabulary (uniform). It seeks modes: biased to what the teacher finds
@@ -138,7 +139,7 @@ class ReverseKLD:
 
 @dataclass(frozen=True, config=_choice)
 class JSD:
-    """beta KL(t || m) + (1 - beta) KL(q || m), m = beta t + (1 - beta) q, nats (arXiv 2306.13649; LOSS.md section 2).
+    """beta KL(t || m) + (1 - beta) KL(q || m), m = beta t + (1 - beta) q, nats (arXiv 2306.13649).
 
     Bounded, so far tokens pull little; near 0 it is KLD times beta, near 1 reverse. Its optimum is t, with t's bias.
     """
@@ -168,7 +169,7 @@ class JSD:
 
 @dataclass(frozen=True, config=_choice)
 class MSE:
-    """Squared error (PAPER section 1 names no space); not nats.
+    """Squared error (arXiv 2410.16215 names no space); not nats.
 
     space = "probs": sum over the whole vocabulary of (q - t)^2. "logits": mean over the kept entries of (z - log t)^2,
     both centred on the kept entries. "logprobs": mean over the kept entries of (log q - log t)^2. Logits alone say

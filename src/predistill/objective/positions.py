@@ -45,8 +45,8 @@ class All:
 
 @dataclass(frozen=True, config=_choice)
 class TopStudentEntropy:
-    """In each row, the share `frac` of positions where the student is least sure, rounded up (SE-KD, arXiv 2602.01395;
-    PAPER section 6). Costs a fourth matrix product: the student's entropy must be known before the loss."""
+    """In each row, the share `frac` of positions where the student is least sure, rounded up (SE-KD, arXiv 2602.01395).
+    Costs a fourth matrix product: the student's entropy must be known before the loss."""
 
     frac: Share = 0.2
     kind: Literal["top_student_entropy"] = "top_student_entropy"
@@ -69,7 +69,7 @@ class TopStudentEntropy:
 @dataclass(frozen=True, config=_choice)
 class DropLowTeacherEntropy:
     """In each row, all but the share `frac` of positions where the teacher is surest, rounded down (token routing,
-    arXiv 2509.01649: dropping 15 % restores copying from the context; PAPER section 6)."""
+    arXiv 2509.01649: dropping 15 % restores copying from the context)."""
 
     frac: Share = 0.15
     kind: Literal["drop_low_teacher_entropy"] = "drop_low_teacher_entropy"

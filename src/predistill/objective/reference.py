@@ -36,7 +36,7 @@ def distill_loss(
     z_loss: float = 0.0,
     vocab_size: int | None = None,
 ) -> LossParts:
-    """The pre-training distillation objective on logits [N, V], summed over positions (PAPER section 1).
+    """The pre-training distillation objective on logits [N, V], summed over positions (arXiv 2410.16215).
 
     label_N int64, -100 = not counted. targets = None gives the LM loss. alpha, a number or a 0-d tensor in [0, 1], is
     the share of the loss against the teacher. row_len is read by per-row positions only. z_loss * lse^2 is added at

@@ -30,7 +30,7 @@ class Constant:
 
 @dataclass(frozen=True, config=_choice)
 class Linear:
-    """A straight line from `start` to `end` (PAPER: LinearInc 0 -> 1, LinearDec 1 -> 0)."""
+    """A straight line from `start` to `end` (arXiv 2410.16215: LinearInc 0 -> 1, LinearDec 1 -> 0)."""
 
     start: NonNegativeFloat
     end: NonNegativeFloat
@@ -60,7 +60,7 @@ class Cosine:
 
 @dataclass(frozen=True, config=_choice)
 class Period:
-    """`cycles` whole cosine waves between `high` and `low`, starting (and ending) high (PAPER: Period)."""
+    """`cycles` whole cosine waves between `high` and `low`, starting (and ending) high (arXiv 2410.16215: Period)."""
 
     low: NonNegativeFloat
     high: NonNegativeFloat
@@ -77,7 +77,7 @@ class Period:
 class WSD:
     """Warm-up, stable, decay: a line to `peak`, a plateau, half a cosine down to `floor * peak` (arXiv 2404.06395).
 
-    `inverse` gives 1 - value: the schedule of alpha when the LM share follows WSD (PAPER: WSD-beta).
+    `inverse` gives 1 - value: the schedule of alpha when the LM share follows WSD (arXiv 2410.16215: WSD-beta).
     """
 
     peak: PositiveFloat

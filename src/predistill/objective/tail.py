@@ -67,7 +67,7 @@ class Each(NamedTuple):
 
 @dataclass(frozen=True, config=_choice)
 class Renormalise:
-    """softmax(log p / tau) over the kept entries; the rest gets nothing (PAPER section 1).
+    """softmax(log p / tau) over the kept entries; the rest gets nothing (arXiv 2410.16215).
 
     Bias: the student is driven to p / (kept mass) and 0 elsewhere, too sure by that factor.
     """
@@ -84,7 +84,7 @@ class Renormalise:
 
 @dataclass(frozen=True, config=_choice)
 class Zero:
-    """The kept probabilities as they are: they sum to less than 1, and the rest counts for nothing (LOSS.md section 2).
+    """The kept probabilities as they are: they sum to less than 1, and the rest counts for nothing.
 
     Bias: the same optimum as Renormalise, with a gradient of kept mass times as large.
     """
@@ -98,7 +98,7 @@ class Zero:
 
 @dataclass(frozen=True, config=_choice)
 class ToLabel:
-    """The mass that was not kept goes to the label (PAPER section 6, repairs of top-k).
+    """The mass that was not kept goes to the label (arXiv 2503.16870).
 
     Bias: none on average where the labels are drawn from the teacher; on real text the rest is taught as LM loss.
     """
@@ -117,7 +117,7 @@ class ToLabel:
 
 @dataclass(frozen=True, config=_choice)
 class Ghost:
-    """The mass that was not kept is one more bucket, against all that the student gives outside (PAPER section 6).
+    """The mass that was not kept is one more bucket, against all that the student gives outside (arXiv 2503.16870).
 
     Bias: none in what is compared; nothing is said of how the student spreads the rest.
     """
@@ -135,7 +135,7 @@ class Ghost:
 
 @dataclass(frozen=True, config=_choice)
 class Uniform:
-    """The mass that was not kept is spread evenly over the other V - K ids (LOSS.md section 2).
+    """The mass that was not kept is spread evenly over the other V - K ids.
 
     Bias: the shape of the tail is taken for flat; its mass is right.
     """
@@ -155,7 +155,7 @@ class Uniform:
 @dataclass(frozen=True, config=_choice)
 class Decoupled:
     """KL of (kept mass, rest), plus kept mass times the KL of the kept entries among themselves at temperature `tau`
-    (LFM2, arXiv 2511.23404; LOSS.md section 2); at tau = 1 it is Ghost. Bias: none at its optimum, as Ghost.
+    (LFM2, arXiv 2511.23404); at tau = 1 it is Ghost. Bias: none at its optimum, as Ghost.
     """
 
     tau: PositiveFloat = 2.0

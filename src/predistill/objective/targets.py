@@ -27,7 +27,7 @@ class SparseTargets:
     entropy_N, logit_std_N, label_logprob_N
                 float32 or None, nats (a population standard deviation), over the full vocabulary at temperature 1
     lse_tau_N   float32 or None, log sum_v p_v^(1/tau) over the full vocabulary: what tempering a truncated teacher
-                needs (LOSS.md section 3); of a sampled target, at its proposal's temperature
+                needs; of a sampled target, at its proposal's temperature
     draws       how many draws the weights come from; None for truncated targets
     tau         the temperature of lse_tau_N
     """

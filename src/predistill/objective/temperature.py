@@ -12,7 +12,7 @@ N positions
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import ConfigDict, Field, PositiveFloat, model_validator
@@ -33,7 +33,7 @@ LEAST_TAU = 1e-3  # of a standard deviation that is 0: a distribution that is fl
 class Static:
     """One temperature for every position.
 
-    sides = "teacher": softmax(z_teacher / value) against the student at temperature 1, no factor (PAPER section 1);
+    sides = "teacher": softmax(z_teacher / value) against the student at temperature 1, no factor (arXiv 2410.16215);
     the student is driven to the tempered distribution, so its own is biased flatter (value > 1) or sharper.
     sides = "both": the student's logits are divided too, and the loss is multiplied by value^2 (arXiv 1503.02531);
     its optimum is the teacher's own distribution.
@@ -65,7 +65,7 @@ class Static:
 @dataclass(frozen=True, config=_choice)
 class NormKD:
     """Each side is divided by `scale` times its own standard deviation over the vocabulary, the loss multiplied by the
-    teacher's temperature squared (NormKD, arXiv 2308.00520; PAPER section 6).
+    teacher's temperature squared (arXiv 2308.00520).
 
     The student's deviation counts as a constant in the gradient. The optimum has the teacher's shape at any scale of
     the logits, so the student's confidence is biased unless the lm share mends it.
@@ -95,7 +95,7 @@ class NormKD:
 @dataclass(frozen=True, config=_choice)
 class WTTM:
     """The teacher alone at temperature `value`, each position weighted by U = sum p^(1 / value) over its kept entries:
-    flat distributions count more (value > 1) (WTTM, arXiv 2402.11148; PAPER section 6). Bias: as Static's.
+    flat distributions count more (value > 1) (arXiv 2402.11148). Bias: as Static's.
     """
 
     value: PositiveFloat = 2.0
@@ -119,30 +119,35 @@ class WTTM:
 
 
 @dataclass(frozen=True, config=_choice)
-class StdScaled:
-    """The teacher alone at tau = value * (s / reference)^strength, between low and high; s: the standard deviation of
-    its logits at the position (ours, after AdaKD_SD of PAPER section 3).
-
-    reference: the mean of s; a stored teacher takes it from its store. Bias: as Static's, position by position.
-    """
+class _Scaled:
+    """tau = value * (s / reference)^strength, between low and high; s: a statistic of the teacher at the position."""
 
     value: PositiveFloat = 1.0
     strength: float = 1.0
     low: PositiveFloat = 0.25
     high: PositiveFloat = 4.0
     reference: PositiveFloat | None = None
-    kind: Literal["std"] = "std"
-    needs: ClassVar[tuple[str, ...]] = ("logit_std_N",)
     teacher_only: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]]  # the statistic
+    mean: ClassVar[str]  # what a store's self-test calls its mean
 
     @model_validator(mode="after")
-    def _in_order(self) -> StdScaled:
-        _check_bounds(self.low, self.high)
+    def _in_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}; exchange them")
         return self
 
     def teacher(self, targets: SparseTargets) -> float | Tensor:
         """[N]."""
-        return _scaled(self, targets.logit_std_N)
+        if self.reference is None:
+            raise RecipeError(
+                "The temperature has no reference, the mean of its statistic over the corpus. "
+                "A store tells it; with targets from elsewhere, set temperature.reference."
+            )
+        statistic_N: Tensor = getattr(targets, self.needs[0])
+        # The logarithm first: 0 to a negative strength is infinite, and clamped.
+        log_N = torch.log(statistic_N / self.reference) * self.strength if self.strength else statistic_N * 0
+        return (self.value * log_N.exp()).clamp(self.low, self.high)
 
     def student(self, deviation: Callable[[], Tensor]) -> float | Tensor:
         """1."""
@@ -154,57 +159,26 @@ class StdScaled:
 
 
 @dataclass(frozen=True, config=_choice)
-class EntropyScaled:
-    """The teacher alone at tau = value * (s / reference)^strength, between low and high; s: the entropy of its
-    distribution at the position, nats (ours, after AdaKD_H of PAPER section 3).
+class StdScaled(_Scaled):
+    """The teacher alone at tau = value * (s / reference)^strength, between low and high; s: the standard deviation of
+    its logits at the position (ours, after AdaKD_SD of arXiv 2410.16215).
 
     reference: the mean of s; a stored teacher takes it from its store. Bias: as Static's, position by position.
     """
 
-    value: PositiveFloat = 1.0
-    strength: float = 1.0
-    low: PositiveFloat = 0.25
-    high: PositiveFloat = 4.0
-    reference: PositiveFloat | None = None
+    kind: Literal["std"] = "std"
+    needs: ClassVar[tuple[str, ...]] = ("logit_std_N",)
+    mean: ClassVar[str] = "mean_logit_std"
+
+
+@dataclass(frozen=True, config=_choice)
+class EntropyScaled(_Scaled):
+    """StdScaled with another statistic, s: the entropy of the teacher's distribution at the position, nats (ours, after
+    AdaKD_H of arXiv 2410.16215)."""
+
     kind: Literal["entropy"] = "entropy"
     needs: ClassVar[tuple[str, ...]] = ("entropy_N",)
-    teacher_only: ClassVar[bool] = True
-
-    @model_validator(mode="after")
-    def _in_order(self) -> EntropyScaled:
-        _check_bounds(self.low, self.high)
-        return self
-
-    def teacher(self, targets: SparseTargets) -> float | Tensor:
-        """[N]."""
-        return _scaled(self, targets.entropy_N)
-
-    def student(self, deviation: Callable[[], Tensor]) -> float | Tensor:
-        """1."""
-        return 1.0
-
-    def factor(self, targets: SparseTargets) -> float | Tensor:
-        """1."""
-        return 1.0
+    mean: ClassVar[str] = "mean_entropy_nats"
 
 
 Temperature = Annotated[Static | NormKD | WTTM | StdScaled | EntropyScaled, Field(discriminator="kind")]
-
-
-def _check_bounds(low: float, high: float) -> None:
-    if low > high:
-        raise ValueError(f"low {low:g} is above high {high:g}; exchange them")
-
-
-def _scaled(choice: StdScaled | EntropyScaled, statistic_N: Tensor | None) -> Tensor:
-    assert statistic_N is not None
-    if choice.reference is None:
-        raise RecipeError(
-            f"temperature {choice.kind} has no reference, the mean of its statistic over the corpus. "
-            "A store tells it; with targets from elsewhere, set temperature.reference."
-        )
-    # The logarithm first: 0 to a negative strength is infinite, and clamped.
-    log_N = (
-        choice.strength * (statistic_N / choice.reference).log() if choice.strength else torch.zeros_like(statistic_N)
-    )
-    return (choice.value * log_N.exp()).clamp(choice.low, choice.high)

@@ -56,6 +56,22 @@ class Choices(NamedTuple):
     tail: Tail
     positions: Positions
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What the loss says it reads beside the usual: "entropy", "total", "square"."""
+        names: tuple[str, ...] = self.loss.reads(self.tail) if hasattr(self.loss, "reads") else ()
+        return names
+
+    @property
+    def outside(self) -> bool:
+        """Whether the student's mass outside the kept ids is read."""
+        return isinstance(self.tail, Ghost | Decoupled)
+
+    @property
+    def squared(self) -> bool:
+        """Whether the second temperature is there for sum q^2, not for the student's own."""
+        return "square" in self.reads
+
 
 class Term(NamedTuple):
     """The term over N positions. distil_N bool: where the teacher is listened to. length_N: entries kept."""
@@ -84,19 +100,18 @@ class Term(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether nothing is read of the student that the LM loss does not read, but a few more logits."""
-        outside = isinstance(self.choices.tail, Ghost | Decoupled)
-        return self.choices.temperature.teacher_only and not outside and not self._names
+        return self.choices.temperature.teacher_only and not self.choices.outside and not self.choices.reads
 
     def reads(self, deviation: Callable[[], Tensor]) -> Reads:
         """What is read of the student's logits; deviation: their standard deviation [N], for who asks."""
-        tau = 0.5 if self._squared else self.choices.temperature.student(deviation)
+        tau = 0.5 if self.choices.squared else self.choices.temperature.student(deviation)
         kept_NJ = None
-        if isinstance(self.choices.tail, Ghost | Decoupled):
+        if self.choices.outside:
             kept_NK = self.targets.columns_NK >= 0
             if self.targets.logprob_NK is not None:  # an entry of probability 0 is as good as not kept
                 kept_NK = kept_NK & (self.targets.logprob_NK > -torch.inf)
             kept_NJ = pad(kept_NK, (0, 1))
-        return Reads(tau, kept_NJ, entropy="entropy" in self._names, total="total" in self._names)
+        return Reads(tau, kept_NJ, entropy="entropy" in self.choices.reads, total="total" in self.choices.reads)
 
     def target(self) -> Target:
         """What the student should match."""
@@ -105,7 +120,7 @@ class Term(NamedTuple):
 
     def student(self, read: Student, reads: Reads) -> Student:
         """What the loss sees of what was read: the student at its temperature."""
-        if self._squared or not reads.tempered:
+        if self.choices.squared or not reads.tempered:
             return read
         assert read.lse_tau_N is not None
         tau = reads.tau
@@ -126,19 +141,19 @@ class Term(NamedTuple):
         if by is None:
             return self._by_autograd(read, reads, target, alpha_N)
         factor_N = self.choices.temperature.factor(self.targets) * alpha_N
-        tempered = reads.tempered and not self._squared
+        tempered = reads.tempered and not self.choices.squared
         # f(z / tau): every logit's and the sum's derivative is divided by tau, the log-sum-exp is the tempered one.
         scale_N = factor_N / reads.tau if tempered else factor_N
-        logit_NJ, lse_N, lse_tau_N, outside_N, entropy_N, sum_N = by
-        times = (factor_N, factor_N, factor_N, factor_N, scale_N)
-        numbers = (lse_N, lse_tau_N, outside_N, entropy_N, sum_N)
-        lse_N, lse_tau_N, outside_N, entropy_N, sum_N = (
-            None if number is None else by_N * number for by_N, number in zip(times, numbers, strict=True)
+        by = Student(
+            by.logit_NJ * scale_N[:, None],
+            by.lse_N * factor_N,
+            _times(by.lse_tau_N, factor_N),
+            _times(by.lse_outside_N, factor_N),
+            _times(by.entropy_N, factor_N),
+            _times(by.sum_N, scale_N),
         )
-        assert lse_N is not None
         if tempered:
-            lse_N, lse_tau_N = torch.zeros_like(lse_N), lse_N
-        by = Student(logit_NJ * scale_N[:, None], lse_N, lse_tau_N, outside_N, entropy_N, sum_N)
+            by = by._replace(lse_N=torch.zeros_like(by.lse_N), lse_tau_N=by.lse_N)
         return self.kd(student, target), by
 
     def kl(self, read: Student, target: Target, kd_N: Tensor) -> Tensor | None:
@@ -158,17 +173,6 @@ class Term(NamedTuple):
         mass_N = prob_NK.sum(dim=1)
         kl_N = torch.linalg.vecdot(prob_NK.to(gap_NK.dtype), gap_NK) / mass_N - mass_N.log()
         return torch.where(self.distil_N, kl_N, 0.0)
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        """What the loss says it reads beside the usual."""
-        loss = self.choices.loss
-        return loss.reads(self.choices.tail) if hasattr(loss, "reads") else ()
-
-    @property
-    def _squared(self) -> bool:
-        """Whether the second temperature is there for sum q^2, not for the student's own."""
-        return "square" in self._names
 
     def _by_autograd(self, read: Student, reads: Reads, target: Target, alpha_N: Tensor) -> tuple[Tensor, Student]:
         leaves = Student(*(None if number is None else number.detach().requires_grad_() for number in read))  # type: ignore[arg-type]
@@ -207,11 +211,10 @@ def distillation_term(
 def _check_reads(choices: Choices) -> None:
     """What a loss of one's own may ask for at once; ours ask for nothing else."""
     loss, temperature, tail, _ = choices
-    names = set(loss.reads(tail)) if hasattr(loss, "reads") else set()
-    outside = isinstance(tail, Ghost | Decoupled)
-    if ("square" in names and (len(names) > 1 or outside or not temperature.teacher_only)) or (names and outside):
+    alone = len(choices.reads) == 1 and temperature.teacher_only
+    if choices.reads and (choices.outside or (choices.squared and not alone)):
         raise RecipeError(
-            f"loss {loss.kind} reads {', '.join(sorted(names))}, which cannot be read with tail {tail.kind} and "
+            f"loss {loss.kind} reads {', '.join(choices.reads)}, which cannot be read with tail {tail.kind} and "
             f"temperature {temperature.kind}: square is read alone, nothing with ghost or decoupled."
         )
 
@@ -221,6 +224,10 @@ def _without_nan(targets: SparseTargets, *, absent_N: Tensor) -> SparseTargets:
     names = ("log_rest_N", "entropy_N", "logit_std_N", "lse_tau_N")
     values = {name: value for name in names if (value := getattr(targets, name)) is not None}
     return replace(targets, **{name: value.masked_fill(absent_N, 0.0) for name, value in values.items()})
+
+
+def _times(number_N: Tensor | None, by_N: Tensor) -> Tensor | None:
+    return None if number_N is None else number_N * by_N
 
 
 def _is_one(temperature: Temperature) -> bool:

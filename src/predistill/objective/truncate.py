@@ -92,7 +92,7 @@ class TopP:
 
 @dataclass(frozen=True, config=_choice)
 class TopPK:
-    """Top-p, then at most the k most probable of that (PAPER section 2: .95 and 100).
+    """Top-p, then at most the k most probable of that (arXiv 2410.16215: .95 and 100).
 
     Bounded in size like TopK, and biased like it where k cuts first: a flat teacher keeps far less than p.
     """

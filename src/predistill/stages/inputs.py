@@ -39,8 +39,7 @@ class Inputs:
         """The recipe's loss; a scaled temperature without a reference takes its statistic's mean over the stores."""
         temperature = recipe.temperature
         if isinstance(temperature, StdScaled | EntropyScaled) and temperature.reference is None and self.stores:
-            name = "mean_logit_std" if isinstance(temperature, StdScaled) else "mean_entropy_nats"
-            temperature = replace(temperature, reference=_mean(name, self.stores))
+            temperature = replace(temperature, reference=_mean(temperature.mean, self.stores))
         return Objective(recipe.loss, temperature, recipe.tail, recipe.positions)
 
     def environment(self, recipe: Recipe) -> dict[str, Any]:

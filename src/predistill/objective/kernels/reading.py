@@ -1,8 +1,8 @@
 """What is read of a chunk of logits, and what writes their gradient: the one primitive of every loss.
 
-The loss of a position is a function f of a few of its logits z_J and of a few numbers over the vocabulary (LOSS.md,
-section 1): L = lse(z), L_tau = lse(z / tau), L_out = lse outside the kept ids, H = entropy, Z = sum z. With the
-derivatives of f in those numbers, q = softmax(z) and q_tau = softmax(z / tau), the gradient of all logits is
+The loss of a position is a function f of a few of its logits z_J and of a few numbers over the vocabulary:
+L = lse(z), L_tau = lse(z / tau), L_out = lse outside the kept ids, H = entropy, Z = sum z. With the derivatives of f in
+those numbers, q = softmax(z) and q_tau = softmax(z / tau), the gradient of all logits is
 
     dz = f_L q + f_Ltau / tau q_tau + f_Lout / tau q_tau,out - f_H / tau q_tau (log q_tau + H) + f_Z + scatter(f_zJ)
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Reads", "Scratch", "Student", "column", "kept_gradient", "outside_weights"]
+__all__ = ["Reads", "Scratch", "Student", "column", "kept_gradient", "mask_kept_", "outside_weights", "with_kept"]
 
 
 class Student(NamedTuple):
@@ -74,6 +74,25 @@ class Scratch:
 def column(value_C: float | Tensor) -> float | Tensor:
     """A number, or one a position as a column beside [C, V]."""
     return value_C[:, None] if isinstance(value_C, Tensor) else value_C
+
+
+def mask_kept_(logit_CV: Tensor, ids_CJ: Tensor, reads: Reads) -> None:
+    """-inf at the kept ids, so that a log-sum-exp is of what lies outside.
+
+    The mass outside is never 1 - sum q: in float32 that is wrong by nats once the student is sure.
+    """
+    assert reads.kept_CJ is not None
+    assert not reads.entropy
+    assert not reads.total
+    nothing_CJ = torch.zeros(ids_CJ.shape, dtype=logit_CV.dtype, device=logit_CV.device)
+    logit_CV.scatter_add_(1, ids_CJ, nothing_CJ.masked_fill_(reads.kept_CJ, -torch.inf))
+
+
+def with_kept(logit_CJ: Tensor, reads: Reads, lse_C: Tensor, *, tau: float | Tensor = 1.0) -> Tensor:
+    """log sum exp (z / tau) over the vocabulary, of lse_C outside the kept ids and the kept logits."""
+    assert reads.kept_CJ is not None
+    inside_CJ = logit_CJ.masked_fill(~reads.kept_CJ, -torch.inf) / column(tau)
+    return torch.logaddexp(inside_CJ.logsumexp(dim=1), lse_C)
 
 
 def kept_gradient(student: Student, reads: Reads, by: Student) -> Tensor:

@@ -14,7 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from predistill.objective.kernels.reading import Reads, Scratch, Student, column, kept_gradient, outside_weights
+from predistill.objective.kernels.reading import (
+    Reads,
+    Scratch,
+    Student,
+    column,
+    kept_gradient,
+    mask_kept_,
+    outside_weights,
+    with_kept,
+)
 
 __all__ = ["Reading", "block_rows", "deviation", "read_", "write_gradient_"]
 
@@ -57,12 +66,8 @@ def read_(logit_CV: Tensor, ids_CJ: Tensor, reads: Reads, scratch: Scratch, *, s
     slope_CV = None if softcap is None else _cap_(logit_CV, scratch("slope", logit_CV), softcap)
     logit_CJ = logit_CV.gather(1, ids_CJ)
     sum_C = logit_CV.sum(dim=1) if reads.total else None
-    kept_CJ = reads.kept_CJ
-    if kept_CJ is not None:
-        # The mass outside is never 1 - sum q: that is wrong by nats once the student is sure (LOSS.md section 3).
-        assert not reads.entropy
-        assert not reads.total
-        logit_CV.scatter_add_(1, ids_CJ, torch.zeros_like(logit_CJ).masked_fill_(kept_CJ, -torch.inf))
+    if reads.kept_CJ is not None:
+        mask_kept_(logit_CV, ids_CJ, reads)
 
     copy_CV = scratch("copy", logit_CV).copy_(logit_CV) if reads.entropy else None
     highest_C = logit_CV.amax(dim=1)
@@ -71,12 +76,11 @@ def read_(logit_CV: Tensor, ids_CJ: Tensor, reads: Reads, scratch: Scratch, *, s
         tempered_CV = torch.div(logit_CV, column(reads.tau), out=scratch("tempered", logit_CV))
         lse_tau_C = _softmax_(tempered_CV, highest_C / reads.tau)
     lse_C = _softmax_(logit_CV, highest_C)
-    if kept_CJ is not None:
+    if reads.kept_CJ is not None:
         outside_C, outside_tau_C = lse_C, lse_C if lse_tau_C is None else lse_tau_C
-        inside_CJ = logit_CJ.masked_fill(~kept_CJ, -torch.inf)
-        lse_C = torch.logaddexp(inside_CJ.logsumexp(dim=1), lse_C)
+        lse_C = with_kept(logit_CJ, reads, lse_C)
         if lse_tau_C is not None:
-            lse_tau_C = torch.logaddexp((inside_CJ / column(reads.tau)).logsumexp(dim=1), lse_tau_C)
+            lse_tau_C = with_kept(logit_CJ, reads, lse_tau_C, tau=reads.tau)
     if copy_CV is not None:
         q_CV, lse = (logit_CV, lse_C) if tempered_CV is None or lse_tau_C is None else (tempered_CV, lse_tau_C)
         entropy_C = lse - torch.linalg.vecdot(q_CV, copy_CV) / reads.tau
