@@ -14,7 +14,8 @@ from predistill.objective import Sampled, SparseTargets, TopK, TopPK, Truncation
 from predistill.runs import Run
 from predistill.stages.capture import capture
 from predistill.store import RowTargets, Store
-from predistill.teachers.stored import StoredTeacher, padded_targets, stored_truncation
+from predistill.teachers.csr import padded_targets
+from predistill.teachers.stored import StoredTeacher, stored_truncation
 from tests.made import ROW_LEN
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from predistill.objective.positions import All, DropLowTeacherEntropy, Positions
 from predistill.objective.reference import distill_loss
 from predistill.objective.schedules import WSD, Constant, Cosine, Linear, Period, Schedule
 from predistill.objective.tail import AsSampled, Decoupled, Ghost, Renormalise, Tail, ToLabel, Uniform, Zero
-from predistill.objective.targets import SparseTargets
+from predistill.objective.targets import SparseTargets, concatenate
 from predistill.objective.temperature import WTTM, EntropyScaled, NormKD, Static, StdScaled, Temperature
 from predistill.objective.term import LossParts
 from predistill.objective.truncate import Full, Sampled, TopK, TopP, TopPK, Truncation
@@ -56,6 +56,7 @@ __all__ = [
     "Zero",
     "check_combination",
     "check_narrower",
+    "concatenate",
     "distill_loss",
     "linear_distill_loss",
 ]

@@ -5,12 +5,14 @@ N positions  V vocabulary  K most entries kept at one position
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-__all__ = ["SparseTargets"]
+__all__ = ["SparseTargets", "concatenate"]
 
 
 @dataclass(frozen=True)
@@ -133,3 +135,18 @@ class SparseTargets:
     def _tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def concatenate(parts: Sequence[SparseTargets]) -> SparseTargets:
+    """The parts one after the other, padded to the longest position."""
+    width = max(part.columns_NK.shape[1] for part in parts)
+
+    def joined(name: str) -> Tensor | int | None:
+        values = [getattr(part, name) for part in parts]
+        if not isinstance(values[0], Tensor):
+            return values[0]  # type: ignore[no-any-return]
+        if values[0].dim() == 2:
+            values = [pad(value, (0, width - value.shape[1]), value=-1 if name == "ids_NK" else 0) for value in values]
+        return torch.cat(values)
+
+    return SparseTargets(**{field.name: joined(field.name) for field in fields(SparseTargets)})  # type: ignore[arg-type]

@@ -6,15 +6,13 @@ N positions  C positions worked on at once  V vocabulary
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from predistill.errors import TeacherError
-from predistill.objective.targets import SparseTargets
+from predistill.objective.targets import SparseTargets, concatenate
 
 __all__ = ["Whole", "by_rows"]
 
@@ -75,7 +73,7 @@ def by_rows(
             keep(_whole(logit_NV[rows].float(), None if label_N is None else label_N[rows], tau), rows)
             for rows in (slice(start, start + step) for start in range(0, max(1, len(logit_NV)), step))
         ]
-    return parts[0] if len(parts) == 1 else _concatenate(parts)
+    return parts[0] if len(parts) == 1 else concatenate(parts)
 
 
 def _whole(logit_CV: Tensor, label_C: Tensor | None, tau: float | None) -> Whole:
@@ -99,18 +97,3 @@ def _whole(logit_CV: Tensor, label_C: Tensor | None, tau: float | None) -> Whole
         label_logprob_C = logprob_CV.gather(1, label_C.clamp(min=0)[:, None])[:, 0]
     lse_tau_C = None if tau is None else (logprob_CV / tau).logsumexp(dim=1)
     return Whole(logprob_CV, prob_CV, entropy_C, variance_C.clamp(min=0).sqrt(), label_logprob_C, lse_tau_C, tau)
-
-
-def _concatenate(parts: list[SparseTargets]) -> SparseTargets:
-    """The parts one after the other, padded to the longest position."""
-    width = max(part.columns_NK.shape[1] for part in parts)
-
-    def joined(name: str) -> Tensor | int | None:
-        values = [getattr(part, name) for part in parts]
-        if not isinstance(values[0], Tensor):
-            return values[0]  # type: ignore[no-any-return]
-        if values[0].dim() == 2:
-            values = [pad(value, (0, width - value.shape[1]), value=-1 if name == "ids_NK" else 0) for value in values]
-        return torch.cat(values)
-
-    return SparseTargets(**{field.name: joined(field.name) for field in fields(SparseTargets)})  # type: ignore[arg-type]

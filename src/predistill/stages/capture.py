@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,19 @@ from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError, did_you_mean
 from predistill.files import write_atomic
 from predistill.fingerprint import file_sha256, row_hash
-from predistill.objective import Full, Sampled, SparseTargets, TopK, TopP, TopPK, Truncation
+from predistill.objective import Full, Sampled, TopK, TopP, TopPK, Truncation
 from predistill.runs import command_line
 from predistill.stages.inputs import pick_device
 from predistill.store import RowTargets, Store, StoreWriter
-from predistill.students.forward import head_of, hidden_states
+from predistill.teachers.csr import csr_arrays
+from predistill.teachers.live import SAMPLING_SEED, LiveTeacher
 from predistill.teachers.load import load_teacher, teacher_facts
 
 __all__ = ["capture", "truncation_from_flags"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GROUP_TOKENS = 4096  # tokens of one forward pass of the teacher
-CHUNK_LOGITS = 1 << 25  # float32 logits held at once: 128 MiB
 SAMPLE_GROUPS = 4  # evenly spaced: their kept words decide the frequency ranks, their means are the self-test
-SAMPLING_SEED = 0
 
 
 def capture(
@@ -101,13 +99,9 @@ class _Teaching:
     """A teacher over the aligned row groups of a split."""
 
     def __init__(self, model: PreTrainedModel, corpus: Corpus, truncation: Truncation) -> None:
-        self._model, self._corpus, self._truncation = model, corpus, truncation
-        self._head, self._end_id = head_of(model), corpus.end_id if corpus.document_mask else None
-        self._draws = truncation.draws if isinstance(truncation, Sampled) else 0
-        # The head, the cut and the packing of a piece are small: one thread each, side by side, beats all threads on
-        # one after the other. An accelerator wants one piece at a time.
-        threads = torch.get_num_threads() if model.device.type == "cpu" else 1
-        self._workers = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._corpus = corpus
+        end_id = corpus.end_id if corpus.document_mask else None
+        self._teacher = LiveTeacher(model, truncation=truncation, vocab_size=corpus.vocab_size, end_id=end_id)
         size = group_rows(corpus.row_len)
         self.groups = [np.arange(i, min(i + size, len(corpus))) for i in range(0, len(corpus), size)]
         self._sampled = {int(i) for i in np.linspace(0, len(self.groups) - 1, SAMPLE_GROUPS)}
@@ -118,7 +112,9 @@ class _Teaching:
         if group in self._kept:
             return self._kept[group]
         rows = self.groups[group]
-        targets = self._computed(rows)
+        pieces = self._teacher.pieces(rows, self._corpus.rows(rows)[0], csr_arrays)
+        columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        targets = RowTargets(row_ids=rows, positions=self._corpus.row_len, **columns)
         if group in self._sampled:
             self._kept[group] = targets
         return targets
@@ -127,39 +123,11 @@ class _Teaching:
         """The targets of the sample's groups."""
         return [self.targets(group) for group in sorted(self._sampled)]
 
-    def records(self, group: int, chosen: list[int], writer: StoreWriter) -> Iterator[bytes]:
+    def records(self, group: int, chosen: list[int], writer: StoreWriter) -> list[bytes]:
         """The packed records of some of a group's rows, in order."""
         targets, rows = self.targets(group), self.groups[group]
         ids, _ = self._corpus.rows(rows)
-        return self._workers.map(lambda i: writer.packed(int(rows[i]), row_hash(ids[i]), targets.row(i)), chosen)
-
-    @torch.inference_mode()
-    def _computed(self, rows: npt.NDArray[np.int64]) -> RowTargets:
-        """The group's targets: one forward pass, then its positions piece by piece, so that [N, V] is never whole."""
-        ids_RT1 = torch.from_numpy(self._corpus.rows(rows)[0]).to(self._model.device)
-        hidden_RTD = hidden_states(self._model, ids_RT1[:, :-1], end_id=self._end_id)
-        row_len, size = self._corpus.row_len, max(1, CHUNK_LOGITS // self._corpus.vocab_size)
-        places = [(i, slice(start, start + size)) for i in range(len(rows)) for start in range(0, row_len, size)]
-        pieces = self._workers.map(
-            lambda place: self._piece(int(rows[place[0]]), place[1], hidden_RTD[place[0]], ids_RT1[place[0], 1:]),
-            places,
-        )
-        columns = {name: [piece[name] for piece in found] for found in [list(pieces)] for name in found[0]}
-        return RowTargets(
-            row_ids=rows, positions=row_len, **{name: np.concatenate(values) for name, values in columns.items()}
-        )
-
-    @torch.inference_mode()
-    def _piece(
-        self, row: int, part: slice, hidden_TD: torch.Tensor, label_T: torch.Tensor
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Some positions of one row, as the CSR arrays of RowTargets."""
-        logit_NV = self._head.logits(hidden_TD[part])[:, : self._corpus.vocab_size]
-        if isinstance(self._truncation, Sampled):
-            targets = self._truncation(logit_NV, label_T[part], generator=_generator(row, part.start, logit_NV.device))
-        else:
-            targets = self._truncation(logit_NV, label_T[part])
-        return _csr_arrays(targets, draws=self._draws)
+        return self._teacher.map(lambda i: writer.packed(int(rows[i]), row_hash(ids[i]), targets.row(i)), chosen)
 
     def self_test(self) -> dict[str, float | int]:
         """What the manifest says of the capture: means over the sample, the same from a capture that was resumed."""
@@ -180,32 +148,9 @@ class _Teaching:
         return facts
 
 
-def _csr_arrays(targets: SparseTargets, *, draws: int) -> dict[str, npt.NDArray[Any]]:
-    """Padded tensors as the arrays that RowTargets holds; those that the truncation does not make are absent."""
-    ids_NK = targets.columns_NK
-    kept_NK = ids_NK >= 0
-    arrays = {
-        "length_N": kept_NK.sum(dim=1).int(),
-        "ids_E": ids_NK[kept_NK].int(),
-        "logprob_E": None if targets.logprob_NK is None else targets.logprob_NK[kept_NK],
-        "count_E": None if targets.weight_NK is None else (targets.weight_NK[kept_NK] * draws).round().int(),
-        "log_rest_N": targets.log_rest_N,
-        "entropy_N": targets.entropy_N,
-        "logit_std_N": targets.logit_std_N,
-        "label_logprob_N": targets.label_logprob_N,
-    }
-    return {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
-
-
 def group_rows(row_len: int) -> int:
     """Rows of one aligned group: the teacher's batch, and later the unit that a worker claims."""
     return max(1, GROUP_TOKENS // row_len)
-
-
-def _generator(row: int, position: int, device: torch.device) -> torch.Generator:
-    """One stream of random numbers a row (and a piece of it): draws do not depend on the batch."""
-    seed = np.random.SeedSequence([SAMPLING_SEED, row, position]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(seed >> np.uint64(1)))
 
 
 def _permutation(out: Path, teaching: _Teaching) -> npt.NDArray[np.int64]:

@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 
 from predistill.fingerprint import row_hash
 from predistill.objective import Sampled, SparseTargets, Truncation
-from predistill.store import RowTargets, Store
+from predistill.store import Store
+from predistill.teachers.csr import padded_targets
 
-__all__ = ["StoredTeacher", "padded_targets", "stored_truncation"]
+__all__ = ["StoredTeacher", "stored_truncation"]
 
 
 class StoredTeacher:
@@ -52,47 +53,6 @@ def stored_truncation(store: Store) -> Truncation:
     kept = store.manifest.get("truncation") or {k: v for k, v in store.manifest["sampling"].items() if k != "seed"}
     truncation: Truncation = TypeAdapter(Truncation).validate_python(kept)
     return truncation
-
-
-def padded_targets(
-    stored: RowTargets, *, draws: int | None, device: torch.device, tau: float | None = None
-) -> SparseTargets:
-    """CSR arrays as padded tensors; `draws` is given for a sampled store, whose weights are counts / draws, and `tau`
-    where a normaliser is stored: the temperature that it is of."""
-    lengths = stored.length_N.astype(np.int64)
-    width = max(int(lengths.max(initial=0)), 1)
-    kept_NK = np.arange(width) < lengths[:, None]
-
-    def padded(values: npt.NDArray[np.generic], fill: float, dtype: type) -> torch.Tensor:
-        array: npt.NDArray[np.generic] = np.full(kept_NK.shape, fill, dtype=dtype)
-        array[kept_NK] = values
-        return torch.from_numpy(array).to(device)
-
-    def column(values: npt.NDArray[np.float32] | None) -> torch.Tensor | None:
-        return None if values is None else torch.from_numpy(values).to(device)
-
-    weight_NK = None
-    if stored.count_E is not None:
-        assert draws is not None
-        weight_E = stored.count_E.astype(np.float32) / draws
-        if tau is not None:  # importance weights: p / q of the proposal q
-            assert stored.logprob_E is not None
-            assert stored.normaliser_N is not None
-            normaliser_E = np.repeat(stored.normaliser_N, lengths)
-            weight_E = weight_E * np.exp(stored.logprob_E * np.float32(1 - 1 / tau) + normaliser_E)
-        weight_NK = padded(weight_E, 0.0, np.float32)
-    return SparseTargets(
-        ids_NK=padded(stored.ids_E, -1, np.int64),
-        logprob_NK=None if stored.logprob_E is None else padded(stored.logprob_E, -np.inf, np.float32),
-        weight_NK=weight_NK,
-        log_rest_N=column(stored.log_rest_N),
-        entropy_N=column(stored.entropy_N),
-        logit_std_N=column(stored.logit_std_N),
-        label_logprob_N=column(stored.label_logprob_N),
-        lse_tau_N=column(stored.normaliser_N),
-        draws=draws,
-        tau=tau,
-    )
 
 
 def _thinned(
