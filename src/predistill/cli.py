@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 
 from predistill import __version__
-from predistill.errors import PredistillError, Stopped
+from predistill.errors import PredistillError, RecipeError, Stopped
 from predistill.memory import keep_freed_memory
 from predistill.terminal import progress
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a teacher store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
+SELECT_READS = ("sources", "out", "select", "by", "reference", "seed", "overwrite", "as_json")
 TYPER_INTERRUPTED = 130  # the exit code that Typer makes of KeyboardInterrupt
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
@@ -64,7 +66,11 @@ def quickstart(
 
 @app.command()
 def prepare(
-    sources: Annotated[list[Path], typer.Argument(help="txt, md, jsonl(.gz/.zst), parquet, or a data set directory.")],
+    context: typer.Context,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="txt, md, jsonl(.gz/.zst), parquet, or a data set directory; with --select a corpus."),
+    ],
     out: Out,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json, or a directory that holds it.")] = None,
     train_tokenizer: Annotated[
@@ -72,17 +78,39 @@ def prepare(
     ] = None,
     row_len: Annotated[int, typer.Option(help="Tokens of a row.")] = 256,
     held_out: Annotated[float, typer.Option(help="Share of the documents held out.")] = 0.01,
-    seed: Annotated[int, typer.Option(help="Seed of the documents' order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the documents' order, or of a random --select.")] = 0,
     text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
     document_mask: Annotated[bool, typer.Option("--document-mask", help="Attention stays within a document.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad documents out, and count them.")] = False,
     processes: Annotated[int | None, typer.Option(help="Worker processes; default: one a core.")] = None,
+    select: Annotated[
+        float | None, typer.Option(help="Keep this share of a prepared corpus: the best by --by, or at random.")
+    ] = None,
+    by: Annotated[Path | None, typer.Option(help="Teacher's store: keep documents it finds likelier than ...")] = None,
+    reference: Annotated[Path | None, typer.Option(help="... a small reference model's store does.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Text to corpus rows: tokenised, packed, split, in a fixed random order."""
     from predistill.stages.prepare import prepare as run
 
+    if select is not None or by is not None or reference is not None:
+        from predistill.stages.difference import select as run_select
+
+        frac, corpus = _selecting(context)
+        with progress("select", unit="bytes", quiet=as_json) as advance:
+            summary = run_select(
+                corpus,
+                out=out,
+                frac=frac,
+                by=by,
+                reference=reference,
+                seed=seed,
+                overwrite=overwrite,
+                on_progress=advance,
+            )
+        _print(summary, as_json, _corpus_words(summary))
+        return
     with progress("prepare", unit="bytes", quiet=as_json) as advance:
         summary = run(
             sources,
@@ -260,6 +288,20 @@ def main() -> None:
     except PredistillError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
         sys.exit(2)
+
+
+def _selecting(context: typer.Context) -> tuple[float, Path]:
+    """The share and the corpus of `prepare --select`; what it would leave unread is refused."""
+    given = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if context.params["select"] is None:
+        raise RecipeError("--by and --reference choose what --select keeps. Give --select FRAC with them.")
+    if len(context.params["sources"]) != 1:
+        raise RecipeError("--select takes the documents of one prepared corpus. Name one as the source.")
+    unread = [name for name in given if name not in SELECT_READS or (name == "seed" and "by" in given)]
+    if unread:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
+        raise RecipeError(f"{flags}: does not go with --select, which leaves all but the choice as it was prepared.")
+    return context.params["select"], context.params["sources"][0]
 
 
 def _corpus_words(summary: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import google_crc32c
 
-__all__ = ["fsync_dir", "read_sealed_json", "write_atomic", "write_sealed_json"]
+__all__ = ["fsync_dir", "parse_sealed_json", "read_sealed_json", "sealed_json", "write_atomic", "write_sealed_json"]
 
 
 def fsync_dir(path: Path) -> None:
@@ -34,16 +34,25 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_sealed_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` with a CRC32C over its own canonical bytes under the key `crc32c`."""
-    assert "crc32c" not in content
-    write_atomic(path, _spelled({**content, "crc32c": _crc(content)}))
+    write_atomic(path, sealed_json(content))
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """Read what `write_sealed_json` wrote.
+    """Read what `write_sealed_json` wrote; `ValueError` as `parse_sealed_json`."""
+    return parse_sealed_json(path.read_bytes())
+
+
+def sealed_json(content: dict[str, Any]) -> bytes:
+    """`content` as JSON that carries its own checksum."""
+    assert "crc32c" not in content
+    return _spelled({**content, "crc32c": _crc(content)})
+
+
+def parse_sealed_json(data: bytes) -> dict[str, Any]:
+    """The content of `sealed_json`.
 
     Raises `ValueError` (one clause, no path) when it is not JSON or its CRC32C does not match: a damaged file.
     """
-    data = path.read_bytes()
     try:
         content = json.loads(data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

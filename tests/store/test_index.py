@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from predistill.store import index
+from predistill.store.place import LocalFile
 
 STORE_ID = bytes(range(16))
 
@@ -23,7 +24,7 @@ def test_every_row_is_found_across_pages(rows: int, tmp_path: Path) -> None:
     data = index.pack_index(made(rows), store_id=STORE_ID)
     assert len(data) == index.index_bytes(rows) == 64 + 16 * rows + 4 * -(-rows // 4096)
     (tmp_path / "index.bin").write_bytes(data)
-    found = index.Index(tmp_path / "index.bin", store_id=STORE_ID, rows=rows)
+    found = index.Index(LocalFile(tmp_path / "index.bin"), store_id=STORE_ID, rows=rows)
     assert [found[row] for row in range(rows)] == [tuple(map(int, line)) for line in made(rows)]
 
 
@@ -31,7 +32,7 @@ def test_damage_of_one_page_is_an_error_there_and_leaves_the_other_pages_readabl
     data = bytearray(index.pack_index(made(9000), store_id=STORE_ID))
     data[64 + 4096 * 16 + 4 + 1234] ^= 16  # in the second page
     (tmp_path / "index.bin").write_bytes(data)
-    found = index.Index(tmp_path / "index.bin", store_id=STORE_ID, rows=9000)
+    found = index.Index(LocalFile(tmp_path / "index.bin"), store_id=STORE_ID, rows=9000)
     assert found[4095][2] == 4195
     assert found[8192][2] == 8292
     for row in (4096, 8191):
@@ -42,6 +43,6 @@ def test_damage_of_one_page_is_an_error_there_and_leaves_the_other_pages_readabl
 def test_an_index_of_another_store_or_length_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "index.bin").write_bytes(index.pack_index(made(10), store_id=STORE_ID))
     with pytest.raises(ValueError, match="belongs to another store"):
-        index.Index(tmp_path / "index.bin", store_id=STORE_ID[::-1], rows=10)
+        index.Index(LocalFile(tmp_path / "index.bin"), store_id=STORE_ID[::-1], rows=10)
     with pytest.raises(ValueError, match="228 bytes long, expected 244"):
-        index.Index(tmp_path / "index.bin", store_id=STORE_ID, rows=11)
+        index.Index(LocalFile(tmp_path / "index.bin"), store_id=STORE_ID, rows=11)

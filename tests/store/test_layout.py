@@ -10,6 +10,7 @@ import pytest
 from predistill.errors import StoreError
 from predistill.files import write_sealed_json
 from predistill.store import layout
+from predistill.store.place import LocalPlace
 from tests.store.made import PERMUTATION, TRUNCATED
 
 
@@ -17,21 +18,21 @@ def test_every_flipped_bit_of_a_sealed_json_file_is_an_error_even_one_that_json_
     path = tmp_path / "manifest.json"
     write_sealed_json(path, {"format": layout.FORMAT, "version": [1, 0], "kl": 5e-06, "name": "\x1b é", "none": None})
     data = path.read_bytes()
-    assert layout.read_json(path)["kl"] == 5e-06
+    assert layout.read_json(LocalPlace(tmp_path), "manifest.json")["kl"] == 5e-06
     with path.open("r+b", buffering=0) as file:
         for bit in range(8 * len(data)):
             byte = bit // 8
             os.pwrite(file.fileno(), bytes([data[byte] ^ 1 << bit % 8]), byte)
             with pytest.raises(StoreError):
-                layout.read_json(path)
+                layout.read_json(LocalPlace(tmp_path), "manifest.json")
             os.pwrite(file.fileno(), data[byte : byte + 1], byte)
-    assert layout.read_json(path)["kl"] == 5e-06
+    assert layout.read_json(LocalPlace(tmp_path), "manifest.json")["kl"] == 5e-06
 
 
 def test_a_file_of_another_format_is_an_error(tmp_path: Path) -> None:
     write_sealed_json(tmp_path / "manifest.json", {"format": "corpus", "version": [1, 0]})
     with pytest.raises(StoreError, match="not of a predistill store"):
-        layout.read_json(tmp_path / "manifest.json")
+        layout.read_json(LocalPlace(tmp_path), "manifest.json")
 
 
 def test_the_store_id_follows_every_fact_and_the_permutation_and_nothing_else() -> None:
@@ -51,11 +52,11 @@ def test_the_store_id_follows_every_fact_and_the_permutation_and_nothing_else() 
 
 def test_a_permutation_comes_back_from_its_file_and_is_none_where_there_is_no_store(tmp_path: Path) -> None:
     assert layout.read_permutation(tmp_path) is None
-    layout.permutation_path(tmp_path).write_bytes(layout.pack_permutation(PERMUTATION))
+    (tmp_path / layout.PERMUTATION).write_bytes(layout.pack_permutation(PERMUTATION))
     np.testing.assert_array_equal(layout.read_permutation(tmp_path), PERMUTATION)
     np.testing.assert_array_equal(np.load(tmp_path / "id_permutation.npy"), PERMUTATION)
     for damaged in (b"", b"not an array"):
-        layout.permutation_path(tmp_path).write_bytes(damaged)
+        (tmp_path / layout.PERMUTATION).write_bytes(damaged)
         with pytest.raises(StoreError, match=r"id_permutation.npy: .*damaged"):
             layout.read_permutation(tmp_path)
 

@@ -185,7 +185,7 @@ def test_a_directory_without_a_whole_store_says_what_it_is(copy: Path, tmp_path:
 def test_many_threads_read_what_one_reads_though_shards_are_opened_and_dropped(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("predistill.store.reader._OPEN_SHARDS", 1)
+    monkeypatch.setattr("predistill.store.place.LocalPlace.many_open", 1)
     store = Store(made)
     expected = [store.rows([row]).logprob_E for row in range(ROWS)]
     wrong: list[object] = []

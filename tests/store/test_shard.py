@@ -8,6 +8,7 @@ import google_crc32c
 import pytest
 
 from predistill.store.growing import GrowingShard
+from predistill.store.place import LocalFile, LocalPlace
 from predistill.store.record import pack, parse_head
 from predistill.store.shard import FOOTER, HEADER_BYTES, TAIL_BYTES, Shard
 
@@ -26,14 +27,14 @@ def record(row: int) -> bytes:
 
 
 def sealed(folder: Path, rows: list[int]) -> Path:
-    growing = GrowingShard(folder, store_id=STORE_ID, writer=3, seq=8)
+    growing = GrowingShard(folder / "shards", store_id=STORE_ID, writer=3, seq=8)
     for row in rows:
         growing.append(parse_head(record(row)), record(row))
-    return folder / growing.seal().name
+    return folder / "shards" / growing.seal(LocalPlace(folder)).name
 
 
 def opened(path: Path, **changes: int | bytes) -> Shard:
-    return Shard(path, **({"store_id": STORE_ID, "writer": 3, "seq": 8} | changes))  # type: ignore[arg-type]
+    return Shard(LocalFile(path), **({"store_id": STORE_ID, "writer": 3, "seq": 8} | changes))  # type: ignore[arg-type]
 
 
 def test_a_sealed_shard_gives_its_records_back_and_is_laid_out_as_the_format_says(tmp_path: Path) -> None:
@@ -110,12 +111,12 @@ def test_a_shard_in_the_making_gives_back_its_whole_records_wherever_it_was_cut(
     cuts = sorted(
         {0, 1, 63, *range(64, len(whole), 37), *(end + step for end in ends for step in (-1, 0, 1)), len(whole)}
     )
-    growing_path = tmp_path / "00003-000008.pds.tmp"
+    growing_path = tmp_path / "shards" / "00003-000008.pds.tmp"
     for cut in cuts:
         growing_path.write_bytes(whole[:cut])
-        growing = GrowingShard(tmp_path, store_id=STORE_ID, writer=3, seq=8)
+        growing = GrowingShard(tmp_path / "shards", store_id=STORE_ID, writer=3, seq=8)
         recovered = [found.row_id for found in growing.recover()]
         assert recovered == rows[: sum(end <= cut for end in ends[1:])]
         for row in rows[len(recovered) :]:
             growing.append(parse_head(record(row)), record(row))
-        assert (tmp_path / growing.seal().name).read_bytes() == whole
+        assert (tmp_path / "shards" / growing.seal(LocalPlace(tmp_path)).name).read_bytes() == whole

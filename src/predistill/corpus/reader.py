@@ -58,6 +58,11 @@ class Corpus:
         place = index[:, None] * self.row_len + np.arange(self.row_len + 1)
         return self._tokens[place].astype(np.int64), None
 
+    def stream(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Tokens `start` to `stop` of the split's stream, in the file's dtype; not a copy."""
+        assert 0 <= start <= stop <= len(self._tokens)
+        return self._tokens[start:stop]
+
     def verify(self) -> None:
         """Read token file and tokenizer whole; raises `CorpusError` unless their hashes are those of the manifest."""
         for path, sha256 in (

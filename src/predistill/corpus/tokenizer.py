@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from predistill.corpus.split import is_held_out, split_hash
@@ -45,6 +47,11 @@ class CorpusTokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id: added tokens count, and so do holes."""
         return int(max(self.tokenizer.get_vocab(with_added_tokens=True).values())) + 1
+
+    def text_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
+        """UTF-8 bytes of the text that `ids` stand for, end tokens left out."""
+        words = ids[ids != self.end_id].tolist()
+        return len(self.tokenizer.decode(words, skip_special_tokens=False).encode())
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json."""

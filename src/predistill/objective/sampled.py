@@ -15,7 +15,7 @@ from torch import Tensor
 
 from predistill.errors import RecipeError
 from predistill.objective.targets import SparseTargets
-from predistill.objective.whole import Whole, by_rows
+from predistill.objective.whole import Whole, by_rows, mass
 
 __all__ = ["Sampled"]
 
@@ -82,13 +82,12 @@ class Sampled:
         )
 
     def _draw(self, whole: Whole, uniform_CR: Tensor) -> SparseTargets:
-        tau, prob_CV, lse_tau_C = self.proposal_temperature, whole.prob_CV, whole.lse_tau_C
-        if lse_tau_C is not None:
-            prob_CV = (whole.logprob_CV / tau - lse_tau_C[:, None]).exp()
-        cumulative_CV = prob_CV.cumsum(dim=1, dtype=torch.float64)
+        lse_tau_C = whole.lse_tau_C
+        mass_CV = whole.mass_CV if lse_tau_C is None else mass(whole.gap_CV, tau=self.proposal_temperature)
+        cumulative_CV = mass_CV.cumsum(dim=1, dtype=torch.float64)
         point_CR = uniform_CR * cumulative_CV[:, -1:]
         # right = True never lands on an id of probability 0.
-        drawn_CR = torch.searchsorted(cumulative_CV, point_CR, right=True).clamp_(max=prob_CV.shape[1] - 1)
+        drawn_CR = torch.searchsorted(cumulative_CV, point_CR, right=True).clamp_(max=mass_CV.shape[1] - 1)
         drawn_CR = drawn_CR.sort(dim=1).values
         entry_CR = torch.zeros_like(drawn_CR)
         entry_CR[:, 1:] = (drawn_CR[:, 1:] != drawn_CR[:, :-1]).cumsum(dim=1)
@@ -97,7 +96,7 @@ class Sampled:
         count_CK = torch.zeros_like(ids_CK).scatter_add_(1, entry_CR, torch.ones_like(entry_CR))
         logprob_CK = None
         if lse_tau_C is not None:
-            logprob_CK = whole.logprob_CV.gather(1, ids_CK.clamp(min=0)).masked_fill_(ids_CK < 0, 0.0)
+            logprob_CK = whole.logprob(whole.gap_CV.gather(1, ids_CK.clamp(min=0))).masked_fill_(ids_CK < 0, 0.0)
         weight_CK = (count_CK / self.draws) * self._correction(logprob_CK, lse_tau_C)
         return whole.targets(ids_CK=ids_CK, weight_CK=weight_CK, logprob_CK=logprob_CK, draws=self.draws)
 

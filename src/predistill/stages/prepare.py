@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from predistill import __version__
+from predistill.corpus.building import check_free, moved_when_whole
 from predistill.corpus.reader import FORMAT, SPLITS, Corpus
-from predistill.corpus.rows import IdArray, SplitStats, SplitWriter, id_dtype_of
+from predistill.corpus.rows import SplitStats, SplitWriter, id_dtype_of
 from predistill.corpus.split import is_held_out, split_hash
 from predistill.corpus.text import Documents
 from predistill.corpus.tokenizer import CorpusTokenizer, load_tokenizer, sample_texts, train_bpe
 from predistill.corpus.workers import tokenised
 from predistill.errors import CorpusError
-from predistill.files import fsync_dir, write_sealed_json
+from predistill.files import write_sealed_json
 from predistill.fingerprint import file_sha256
 
 __all__ = ["prepare"]
@@ -49,11 +49,11 @@ def prepare(
     `fingerprint` and `notes`, sentences for the user. Raises `CorpusError` for unusable settings or text.
     """
     _check_settings(row_len=row_len, held_out=held_out, seed=seed, processes=processes)
-    _check_free(Path(out), overwrite)
+    check_free(Path(out), overwrite=overwrite)
     documents = Documents(sources, text_field=text_field, skip_bad=skip_bad)
     progress = on_progress or _no_progress
     chosen = _tokenizer(documents, tokenizer, train_tokenizer, held_out, progress)
-    with _moved_when_whole(Path(out)) as folder:
+    with moved_when_whole(Path(out)) as folder:
         chosen.save(folder)
         train, test = (
             SplitWriter(
@@ -116,15 +116,6 @@ def _check_settings(*, row_len: int, held_out: float, seed: int, processes: int 
         raise CorpusError(f"--processes {processes}: give at least 1.")
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / "manifest.json").is_file():
-        raise CorpusError(f"{out}: is there already, and is not a corpus. Choose another --out.")
-    if not overwrite:
-        raise CorpusError(f"{out}: a corpus is there already. Pass --overwrite to replace it, or choose another --out.")
-
-
 def _tokenizer(
     documents: Documents,
     given: str | Path | None,
@@ -138,23 +129,6 @@ def _tokenizer(
         sample = sample_texts(_watched(documents, "sample", progress), held_out=held_out)
         return train_bpe(sample, vocab_size=vocab_size)
     raise CorpusError("Give one of --tokenizer PATH and --train-tokenizer SIZE.")
-
-
-@contextmanager
-def _moved_when_whole(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out` that takes its place on success and goes on failure."""
-    folder = out.absolute().with_name(f".{out.absolute().name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    if out.exists():
-        shutil.rmtree(out)
-    folder.rename(out)
-    fsync_dir(folder.parent)
 
 
 def _watched(documents: Documents, phase: str, progress: OnProgress) -> Iterator[bytes]:
@@ -173,10 +147,7 @@ def _written(writers: dict[str, SplitWriter], chosen: CorpusTokenizer, progress:
         done_bytes += count
         progress(done_bytes, total_bytes, "write")
 
-    def text_bytes(ids: IdArray) -> int:
-        return len(chosen.tokenizer.decode(ids[ids != chosen.end_id].tolist(), skip_special_tokens=False).encode())
-
-    stats = {split: writer.finish(text_bytes=text_bytes, on_bytes=on_bytes) for split, writer in writers.items()}
+    stats = {split: writer.finish(text_bytes=chosen.text_bytes, on_bytes=on_bytes) for split, writer in writers.items()}
     progress(total_bytes, total_bytes, "write")  # the tokens of the last, incomplete rows were dropped
     return stats
 

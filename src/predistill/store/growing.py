@@ -9,8 +9,8 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from predistill.files import fsync_dir
 from predistill.store.layout import ShardStats
+from predistill.store.place import Place
 from predistill.store.record import Record
 from predistill.store.shard import FOOTER, HEADER_BYTES, TAIL_BYTES, Tail, pack_header, pack_tail, scan, shard_name
 from predistill.store.streams import STREAM_NAMES
@@ -22,6 +22,8 @@ class GrowingShard:
     """An open `.tmp` shard: `recover` what an earlier process left, `append` records, `seal` it."""
 
     def __init__(self, folder: Path, *, store_id: bytes, writer: int, seq: int) -> None:
+        """`folder`: a local one, where the file grows."""
+        folder.mkdir(parents=True, exist_ok=True)
         self.stats = ShardStats(shard_name(writer, seq), bytes=HEADER_BYTES)
         self._path = folder / (self.stats.name + ".tmp")
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -47,16 +49,15 @@ class GrowingShard:
         self._write(data, self.stats.bytes)
         self._take(record, data)
 
-    def seal(self) -> ShardStats:
-        """Write index and tail, make them durable, and give the shard its final name."""
+    def seal(self, place: Place) -> ShardStats:
+        """Write index and tail, make them durable, and give the shard to `place` under its final name."""
         footer = np.array(self._lines, FOOTER).tobytes()
         index_offset = self.stats.bytes
         size = index_offset + len(footer) + TAIL_BYTES
         tail = Tail(index_offset, size, self.stats.rows, google_crc32c.value(footer), self._records_crc)
         self._write(footer + pack_tail(tail), index_offset)
         os.fsync(self._fd)
-        self._path.rename(self._path.with_suffix(""))
-        fsync_dir(self._path.parent)
+        place.take_in(self._path, f"shards/{self.stats.name}")
         self.stats.bytes = size
         self.stats.crc32c = f"{self._records_crc:08x}"
         self.close()
@@ -66,6 +67,11 @@ class GrowingShard:
         """Close the file as it is."""
         os.fsync(self._fd)
         os.close(self._fd)
+
+    def discard(self) -> None:
+        """Remove the file: its rows are not wanted."""
+        os.close(self._fd)
+        self._path.unlink(missing_ok=True)
 
     def _take(self, record: Record, data: bytes) -> None:
         crc = google_crc32c.value(data)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,31 +21,46 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.errors import StoreError
-from predistill.files import read_sealed_json
+from predistill.files import parse_sealed_json
 from predistill.store.grids import grids_from_manifest, grids_to_manifest
+from predistill.store.place import Place, open_place
 
 __all__ = [
     "ALIGNMENT",
     "FORMAT",
+    "INDEX",
+    "MANIFEST",
+    "PERMUTATION",
     "VERSION",
     "ShardStats",
-    "index_path",
     "is_complete",
-    "manifest_path",
     "normalised_facts",
     "pack_permutation",
-    "part_path",
-    "permutation_path",
+    "part_name",
+    "part_names",
     "read_json",
     "read_permutation",
-    "shard_path",
     "store_id_of",
+    "unpack_permutation",
+    "writer_of_part",
 ]
 
 FORMAT = "predistill-store"
 VERSION = [1, 0]
 ALIGNMENT = "entry t predicts token t+1"
-RESERVED = {"format", "version", "store_id", "alignment", "kind", "streams", "row_len", "permutation", "index"} | {
+RESERVED = {
+    "format",
+    "version",
+    "store_id",
+    "alignment",
+    "kind",
+    "streams",
+    "row_len",
+    "rows",
+    "permutation",
+    "index",
+} | {
+    "writers",
     "shards",
     "totals",
     "self_test",
@@ -69,34 +85,27 @@ class ShardStats:
         return asdict(self)
 
 
-def manifest_path(store: Path) -> Path:
-    """Of a whole store."""
-    return store / "manifest.json"
+MANIFEST, PERMUTATION, INDEX = "manifest.json", "id_permutation.npy", "index.bin"
 
 
-def permutation_path(store: Path) -> Path:
-    """Of the frequency rank -> token id array."""
-    return store / "id_permutation.npy"
-
-
-def index_path(store: Path) -> Path:
-    """Of the row index."""
-    return store / "index.bin"
-
-
-def part_path(store: Path, writer: int) -> Path:
+def part_name(writer: int) -> str:
     """Of one writer's part."""
-    return store / "parts" / f"part-{writer:05d}.json"
+    return f"parts/part-{writer:05d}.json"
 
 
-def shard_path(store: Path, name: str) -> Path:
-    """Of a sealed shard."""
-    return store / "shards" / name
+def writer_of_part(name: str) -> int:
+    """The writer whose part is called so (without its folder)."""
+    return int(name.removeprefix("part-").removesuffix(".json"))
 
 
-def is_complete(path: str | Path) -> bool:
-    """Whether the directory holds a sealed store."""
-    return manifest_path(Path(path)).exists()
+def part_names(place: Place) -> list[str]:
+    """Of all writers' parts."""
+    return [f"parts/{name}" for name in place.names("parts") if re.fullmatch(r"part-[0-9]{5}\.json", name)]
+
+
+def is_complete(where: str | Path | Place) -> bool:
+    """Whether a sealed store is there."""
+    return (where if isinstance(where, Place) else open_place(where)).exists(MANIFEST)
 
 
 def normalised_facts(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -124,14 +133,14 @@ def pack_permutation(id_of_rank_V: npt.ArrayLike) -> bytes:
     return file.getvalue()
 
 
-def read_permutation(path: str | Path) -> npt.NDArray[np.int32] | None:
+def read_permutation(where: str | Path) -> npt.NDArray[np.int32] | None:
     """The frequency rank -> token id array of a store, whole or half made; None when there is none yet."""
     try:
-        return unpack_permutation(permutation_path(Path(path)).read_bytes())
+        return unpack_permutation(open_place(where).read(PERMUTATION))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise StoreError(f"{permutation_path(Path(path))}: {error}. It is damaged; capture the store again.") from None
+        raise StoreError(f"{where}/{PERMUTATION}: {error}. It is damaged; capture the store again.") from None
 
 
 def unpack_permutation(data: bytes) -> npt.NDArray[np.int32]:
@@ -145,17 +154,20 @@ def unpack_permutation(data: bytes) -> npt.NDArray[np.int32]:
     return permutation
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(place: Place, name: str) -> dict[str, Any]:
     """A sealed JSON file of a store; `StoreError` when it is damaged or of another format."""
     try:
-        content = read_sealed_json(path)
+        content = parse_sealed_json(place.read(name))
     except ValueError as error:
-        raise StoreError(f"{path}: {error}. It is damaged; capture the store again or restore a copy.") from None
+        raise StoreError(
+            f"{place}/{name}: {error}. It is damaged; capture the store again or restore a copy."
+        ) from None
     version = content.get("version")
     if content.get("format") != FORMAT or not isinstance(version, list):
-        raise StoreError(f"{path}: it is not of a predistill store. Name the directory that capture wrote.")
+        raise StoreError(f"{place}/{name}: it is not of a predistill store. Name the directory that capture wrote.")
     if version[0] != VERSION[0]:
         raise StoreError(
-            f"{path}: format version {version[0]}, this predistill reads {VERSION[0]}. Use the one that wrote it."
+            f"{place}/{name}: format version {version[0]}, this predistill reads {VERSION[0]}. "
+            "Use the one that wrote it."
         )
     return content

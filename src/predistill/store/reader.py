@@ -1,4 +1,4 @@
-"""Reading a store: any rows in any order, every byte checked, from any number of threads."""
+"""Reading a store: any rows in any order, every byte checked, from any number of threads, from disk or from a URL."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from predistill.errors import StoreError
+from predistill.files import parse_sealed_json
 from predistill.store import layout
 from predistill.store import record as frame
+from predistill.store.cache import DiskCache, default_cache
 from predistill.store.grids import grids_from_manifest
 from predistill.store.index import Index
+from predistill.store.place import LocalPlace, open_place
 from predistill.store.record import KIND_SAMPLED, KIND_TRUNCATED, Record
 from predistill.store.rows import RowTargets
 from predistill.store.shard import Shard, parse_shard_name
@@ -25,44 +28,43 @@ from predistill.store.streams import decode_rows
 
 __all__ = ["Store"]
 
-_OPEN_SHARDS = 256
-
 
 class Store:
-    """A sealed teacher store. `len(store)` is its rows; `manifest` is what sealing wrote.
+    """A sealed teacher store. `len(store)` is the rows of its corpus split; `manifest` is what sealing wrote, without
+    its list of shards.
 
-    Raises `StoreError`, naming row and shard where there is one, for anything that is not as it was written.
+    `where` is a directory or any URL that fsspec reads; a row is then one range request, and what was read stays in a
+    bounded folder of this machine (`cache`; see `default_cache`). Raises `StoreError`, naming row and shard where there
+    is one, for anything that is not as it was written.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not layout.is_complete(self.path):
-            found = (
-                "it is not complete; run its capture again to finish it"
-                if (self.path / "parts").exists()
-                else ("no teacher store is here; name the directory that `predistill capture` wrote")
-            )
-            raise StoreError(f"{self.path}: {found}.")
-        self.manifest: dict[str, Any] = layout.read_json(layout.manifest_path(self.path))
+    def __init__(self, where: str | Path, *, cache: DiskCache | None = None) -> None:
+        self.place = open_place(where)
+        self.path = str(self.place)
+        self.manifest: dict[str, Any] = self._read_manifest()
         self._store_id = bytes.fromhex(self.manifest["store_id"])
         self._kind = KIND_SAMPLED if self.manifest["kind"] == "sampled" else KIND_TRUNCATED
         self._grids = grids_from_manifest(self.manifest["grids"])
-        self._rows = int(self.manifest["totals"]["rows"])
-        self._shards = self.manifest["shards"]
+        self._rows = int(self.manifest["rows"])
+        self._shards = [_Listed(*(entry[name] for name in _Listed._fields)) for entry in self.manifest.pop("shards")]
+        self._cache = None if isinstance(self.place, LocalPlace) else (cache or default_cache())
         self._id_of_rank_V = self._read_permutation()
         try:
-            self._index = Index(layout.index_path(self.path), store_id=self._store_id, rows=self._rows)
+            self._index = Index(self.place.file(layout.INDEX), store_id=self._store_id, rows=self._rows)
         except (OSError, ValueError) as error:
-            raise self._damaged("index.bin", error) from None
+            raise self._damaged(layout.INDEX, error) from None
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._rows
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.path,)  # another process opens it again
+
     @property
     def totals(self) -> dict[str, int]:
-        """{"rows", "positions", "entries", "bytes"} of the whole store."""
+        """{"rows", "positions", "entries", "bytes"} of what is in the store: of a partial one not all rows."""
         return {name: self.manifest["totals"][name] for name in ("rows", "positions", "entries", "bytes")}
 
     @property
@@ -73,6 +75,13 @@ class Store:
     def bytes_by_stream(self) -> dict[str, int]:
         """Bytes of each stream, and of all the rest as "overhead"; they add up to the totals' bytes."""
         return dict(self.manifest["totals"]["bytes_by_stream"])
+
+    def has(self, rows: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Which of the rows are in the store: all, unless it is partial."""
+        asked = np.asarray(rows, np.int64).reshape(-1)
+        if self.totals["rows"] == self._rows:
+            return np.ones(len(asked), bool)
+        return np.array([self._line(int(row)).size > 0 for row in asked], bool)
 
     def rows(
         self,
@@ -86,13 +95,7 @@ class Store:
         `token_hashes`: `fingerprint.row_hash` of each asked row of the corpus, uint64; a row made from other tokens
         is an error. `fields`: which of `OPTIONAL_FIELDS` to decode; None: all that are stored.
         """
-        rows = [int(row) for row in np.asarray(indices).reshape(-1)]
-        hashes = (
-            None if token_hashes is None else [int(value) for value in np.asarray(token_hashes, np.uint64).reshape(-1)]
-        )
-        assert rows, "no row was asked for"
-        assert hashes is None or len(hashes) == len(rows)
-        found = [self._record(row, None if hashes is None else hashes[i]) for i, row in enumerate(rows)]
+        rows, found = self._records(indices, token_hashes)
 
         def where(i: int) -> str:
             return self._where(rows[i]) + ": "
@@ -107,42 +110,105 @@ class Store:
 
         `on_progress(shards done, shards)` is called after each shard.
         """
-        for part in sorted((self.path / "parts").glob("part-*.json")):
-            if layout.read_json(part)["store_id"] != self.manifest["store_id"]:
-                raise self._damaged(f"parts/{part.name}", "it belongs to another store")
-        index = layout.index_path(self.path).read_bytes()
+        self._verify_parts()
+        index = self.place.read(layout.INDEX)
         if f"{google_crc32c.value(index):08x}" != self.manifest["index"]["crc32c"]:
-            raise self._damaged("index.bin", "its checksum does not match the manifest's")
-        rows = 0
+            raise self._damaged(layout.INDEX, "its checksum does not match the manifest's")
+        listed = {entry.name for entry in self._shards}
+        for name in self.place.names("shards"):
+            if name not in listed:
+                raise StoreError(
+                    f"{self.path}: shards/{name} is not in the manifest: it was left behind or put there by mistake. "
+                    "Delete it."
+                )
+        rows = twice = 0
         for number, entry in enumerate(self._shards):
             shard = self._shard(number)
             try:
-                for line in shard.footer():
-                    if self._index[int(line["row"])] != (number, int(line["offset"]), int(line["bytes"])):
-                        raise ValueError(f"row {int(line['row']):,}: index.bin says it lies elsewhere")
-                for record, _ in shard.records():
-                    self._check(record)
-                    rows += 1
+                for record, line in zip(shard.records(), shard.footer(), strict=True):
+                    self._check(record[0])
+                    here = _Line(number, int(line["offset"]), int(line["bytes"]))
+                    if self._line(record[0].row_id) == here:
+                        rows += 1
+                    elif self._line(record[0].row_id).shard < number:  # two writers captured it: the first is kept
+                        twice += 1
+                    else:
+                        raise ValueError(f"row {record[0].row_id:,}: index.bin says it lies elsewhere")
             except ValueError as error:
-                raise self._damaged(f"shard {entry['name']}", error) from None
+                raise self._damaged(f"shard {entry.name}", error) from None
             if on_progress is not None:
                 on_progress(number + 1, len(self._shards))
-        if rows != self._rows:
-            raise self._damaged("manifest.json", f"{rows:,} rows found, {self._rows:,} named")
+        for what, found, named in (
+            ("rows", rows, self.manifest["totals"]["rows"]),
+            ("rows that are there twice", twice, self.manifest["totals"]["rows_twice"]),
+        ):
+            if found != named:
+                raise self._damaged(layout.MANIFEST, f"{found:,} {what} found, {named:,} named")
 
     def close(self) -> None:
         """Let go of the open shards; the store may still be read, which opens them again."""
         with self._lock:
             self._open.clear()
 
-    def _record(self, row: int, token_hash: int | None) -> tuple[Record, bytes]:
+    # ---- records
+
+    def _records(
+        self, indices: npt.ArrayLike, token_hashes: npt.ArrayLike | None
+    ) -> tuple[list[int], list[tuple[Record, bytes]]]:
+        """(row numbers, their records): fetched side by side, checked one by one."""
+        rows = [int(row) for row in np.asarray(indices).reshape(-1)]
+        assert rows, "no row was asked for"
+        hashes: list[int | None] = [None] * len(rows)
+        if token_hashes is not None:
+            hashes = [int(value) for value in np.asarray(token_hashes, np.uint64).reshape(-1)]
+        assert len(hashes) == len(rows)
+        lines = [self._line(row) for row in rows]
+        for row, line in zip(rows, lines, strict=True):
+            if not line.size:
+                raise StoreError(
+                    f"{self.path}: row {row:,} is not in this store, which holds {self.totals['rows']:,} of "
+                    f"{self._rows:,} rows. Capture it, or train without targets for it."
+                )
+        fetched = self._fetch(lines)
+        return rows, [
+            (self._parsed(row, data, token_hash), data)
+            for row, data, token_hash in zip(rows, fetched, hashes, strict=True)
+        ]
+
+    def _line(self, row: int) -> _Line:
+        """Where a row lies; size 0 when it is not in this store."""
         if not 0 <= row < self._rows:
             raise StoreError(f"{self.path}: row {row:,} was asked for; it holds rows 0 to {self._rows - 1:,}.")
         try:
-            number, offset, size = self._index[row]
-        except ValueError as error:
-            raise self._damaged("index.bin", error) from None
-        data = self._shard(number).read(offset, size)
+            return _Line(*self._index[row])
+        except (OSError, ValueError) as error:
+            raise self._damaged(layout.INDEX, error) from None
+
+    def _fetch(self, lines: list[_Line]) -> list[bytes]:
+        kept = [self._kept(line) for line in lines]
+        missing = [i for i, data in enumerate(kept) if data is None]
+        try:
+            wanted = [(self._shard(lines[i].shard).file, lines[i].offset, lines[i].size) for i in missing]
+            fetched = dict(zip(missing, self.place.ranges(wanted) if wanted else [], strict=True))
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error}. Run the same command again.") from None
+        if self._cache is not None:
+            for i, data in fetched.items():
+                self._cache.put(self._cached_as(lines[i]), data)
+        return [fetched[i] if data is None else data for i, data in enumerate(kept)]
+
+    def _kept(self, line: _Line) -> bytes | None:
+        """The record from the cache; a damaged copy is dropped, and the record fetched again."""
+        if self._cache is None or (data := self._cache.get(self._cached_as(line))) is None:
+            return None
+        try:
+            frame.parse(data)
+        except ValueError:
+            self._cache.drop(self._cached_as(line))
+            return None
+        return data
+
+    def _parsed(self, row: int, data: bytes, token_hash: int | None) -> Record:
         try:
             record = frame.parse(data)
             self._check(record)
@@ -156,11 +222,16 @@ class Store:
                 f"{record.token_hash:016x} against {token_hash:016x}). Capture it again with `predistill capture`, or "
                 "train on the corpus named in its manifest."
             )
-        return record, data
+        return record
+
+    def _cached_as(self, line: _Line) -> str:
+        return f"{self.manifest['store_id']}/{line.shard:05d}/{line.offset:x}-{line.size:x}"
 
     def _check(self, record: Record) -> None:
         if record.kind != self._kind or record.positions != self.manifest["row_len"]:
             raise ValueError("its kind or its length is not the manifest's")
+
+    # ---- files
 
     def _shard(self, number: int) -> Shard:
         with self._lock:
@@ -168,35 +239,77 @@ class Store:
                 self._open.move_to_end(number)
                 return shard
         entry = self._shards[number]
-        writer, seq = parse_shard_name(entry["name"])
+        writer, seq = parse_shard_name(entry.name)
         try:
-            path = layout.shard_path(self.path, entry["name"])
-            shard = Shard(path, store_id=self._store_id, writer=writer, seq=seq)
+            shard = Shard(self.place.file(f"shards/{entry.name}"), store_id=self._store_id, writer=writer, seq=seq)
             found = (shard.tail.file_bytes, shard.tail.rows, f"{shard.tail.records_crc:08x}")
-            if found != (entry["bytes"], entry["rows"], entry["crc32c"]):
+            if found != (entry.bytes, entry.rows, entry.crc32c):
                 raise ValueError("it is not the shard that was sealed into this store")
         except (OSError, ValueError) as error:
-            raise self._damaged(f"shard {entry['name']}", error) from None
+            raise self._damaged(f"shard {entry.name}", error) from None
         with self._lock:
             self._open[number] = shard
-            while len(self._open) > _OPEN_SHARDS:
+            while len(self._open) > self.place.many_open:
                 self._open.popitem(last=False)
         return shard
 
     def _where(self, row: int) -> str:
-        return f"row {row:,} (shard {self._shards[self._index[row][0]]['name']})"
+        return f"row {row:,} (shard {self._shards[self._line(row).shard].name})"
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            if self.place.exists(layout.MANIFEST):
+                return layout.read_json(self.place, layout.MANIFEST)
+            begun = bool(layout.part_names(self.place))
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error}. Check the name, the address and the credentials.") from None
+        found = "no teacher store is here; name the directory that `predistill capture` wrote"
+        if begun:
+            found = "it is not complete; run its capture again to finish it"
+        raise StoreError(f"{self.path}: {found}.")
 
     def _read_permutation(self) -> npt.NDArray[np.int32]:
-        name = layout.permutation_path(self.path).name
         try:
-            data = layout.permutation_path(self.path).read_bytes()
+            data = self.place.read(layout.PERMUTATION)
             if hashlib.sha256(data).hexdigest() != self.manifest["permutation"]["sha256"]:
                 raise ValueError("its SHA-256 is not the manifest's")
             return layout.unpack_permutation(data)
         except (OSError, ValueError) as error:
-            raise self._damaged(name, error) from None
+            raise self._damaged(layout.PERMUTATION, error) from None
+
+    def _verify_parts(self) -> None:
+        """Every writer's part and cost."""
+        for writer in self.manifest["writers"]:
+            name = layout.part_name(writer)
+            try:
+                if layout.read_json(self.place, name)["store_id"] != self.manifest["store_id"]:
+                    raise self._damaged(name, "it belongs to another store")
+            except OSError as error:
+                raise self._damaged(name, error) from None
+        for name in self.place.names("costs"):
+            try:
+                parse_sealed_json(self.place.read(f"costs/{name}"))
+            except ValueError as error:
+                raise self._damaged(f"costs/{name}", error) from None
 
     def _damaged(self, *what: object) -> StoreError:
         return StoreError(
             f"{self.path}: {': '.join(str(part) for part in what)}. It is damaged; restore a copy or capture it again."
         )
+
+
+class _Listed(NamedTuple):
+    """A shard as the manifest lists it."""
+
+    name: str
+    bytes: int
+    rows: int
+    crc32c: str
+
+
+class _Line(NamedTuple):
+    """Where a row lies: a shard of the manifest's list, its offset and bytes there."""
+
+    shard: int
+    offset: int
+    size: int

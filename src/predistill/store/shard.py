@@ -11,13 +11,13 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from predistill.store import record as frame
+from predistill.store.place import File
 from predistill.store.record import Record
 
 __all__ = [
@@ -111,23 +111,18 @@ def parse_tail(data: bytes, *, file_bytes: int) -> Tail:
 class Shard:
     """A sealed shard, open for positional reads from any thread; header and tail are checked on opening.
 
-    Raises `ValueError` (one clause, no path) for damage and `FileNotFoundError` when it is not there.
+    Raises `ValueError` (one clause, no path) for damage.
     """
 
-    def __init__(self, path: Path, *, store_id: bytes, writer: int, seq: int) -> None:
-        self.path = path
-        self._fd = os.open(path, os.O_RDONLY)
-        size = os.fstat(self._fd).st_size
-        check_header(os.pread(self._fd, HEADER_BYTES, 0), store_id=store_id, writer=writer, seq=seq)
-        self.tail = parse_tail(os.pread(self._fd, TAIL_BYTES, max(0, size - TAIL_BYTES)), file_bytes=size)
-
-    def __del__(self) -> None:  # the cache drops shards while other threads may still read them
-        if hasattr(self, "_fd") and os is not None:  # at the interpreter's end the modules go first
-            os.close(self._fd)
+    def __init__(self, file: File, *, store_id: bytes, writer: int, seq: int) -> None:
+        self.file = file
+        check_header(file.read(0, HEADER_BYTES), store_id=store_id, writer=writer, seq=seq)
+        tail = file.read(max(0, file.size - TAIL_BYTES), TAIL_BYTES)
+        self.tail = parse_tail(tail, file_bytes=file.size)
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`; fewer only at the end of the file."""
-        return os.pread(self._fd, size, offset)
+        return self.file.read(offset, size)
 
     def footer(self) -> npt.NDArray[np.void]:
         """The index, one line a record in the order of writing; its checksum is verified."""

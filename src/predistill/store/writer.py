@@ -1,15 +1,16 @@
-"""Writing a store: rows go to a `.tmp` shard at once, so a kill loses no row whose `write` had returned.
+"""One writer's part of a store: rows go to a `.tmp` shard at once, so a kill loses no row whose `write` had returned.
 
-Opening a half-made store verifies what is there, cuts a torn last record off and goes on behind it: the finished
-store has the bytes of one that was never interrupted.
+Opening a half-made part verifies what is there, cuts a torn last record off and goes on behind it: the finished part
+has the bytes of one that was never interrupted. How several writers share the rows: `shared.py`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,39 +19,49 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.errors import StoreError
-from predistill.files import write_atomic, write_sealed_json
+from predistill.files import sealed_json
 from predistill.store import layout
 from predistill.store import shard as shards
+from predistill.store.cache import cache_folder
 from predistill.store.grids import grids_from_manifest
 from predistill.store.growing import GrowingShard, count_record
 from predistill.store.layout import ShardStats
+from predistill.store.lock import Lock
+from predistill.store.place import LocalPlace, Place, open_place
 from predistill.store.record import MAX_HEAD_BYTES, Record, parse_head
 from predistill.store.rows import RowTargets
-from predistill.store.seal import seal_store
+from predistill.store.seal import PartsRows, seal_store
 from predistill.store.streams import STREAM_NAMES, encode_row
 
-__all__ = ["StoreWriter"]
+__all__ = ["StoreComplete", "StoreWriter", "lock_path"]
+
+
+class StoreComplete(StoreError):
+    """The store is sealed: there is nothing left to write."""
 
 
 class StoreWriter:
-    """Write one store, row by row; the same call on a half-made store goes on with it.
+    """Write one part of a store, row by row; the same call on a half-made one goes on with it.
 
-    `manifest` holds the static facts (teacher, tokenizer, corpus, capture, and truncation or sampling; grids if other
-    than the defaults); `permutation` is the frequency rank -> token id array. Both must equal those of a half-made
-    store. `row in writer` tells whether a row is already there. Raises `StoreError`.
+    `where` is a directory or a URL (a shard then grows in a local folder until it is whole). `manifest` holds the
+    static facts (teacher, tokenizer, corpus, capture, and truncation or sampling; grids if other than the defaults);
+    `permutation` is the frequency rank -> token id array. Both must equal those of a half-made store. `writer` numbers
+    the part; None takes the first that no living process writes. `keep_shards` drops what this writer wrote after its
+    first so many shards. `row in writer` tells whether this writer has a row. Raises `StoreError`.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        where: str | Path,
         *,
         manifest: dict[str, Any],
         permutation: npt.ArrayLike,
-        writer: int = 0,
+        writer: int | None = 0,
         shard_bytes: int = 256 << 20,
+        keep_shards: int | None = None,
     ) -> None:
-        self.path = Path(path)
-        self.writer = writer
+        self.place = open_place(where)
+        self.path = str(self.place)
         self._shard_bytes = shard_bytes
         self._facts = layout.normalised_facts(manifest)
         self._grids = grids_from_manifest(self._facts["grids"])
@@ -66,19 +77,19 @@ class StoreWriter:
         self._growing: GrowingShard | None = None
         self._streams: set[str] | None = None
         self._row_len: int | None = None
-        self._lock_fd: int | None = None
+        self.folder = _working_folder(self.place, self._store_id)
         self._check_incomplete()
-        for folder in ("parts", "shards"):
-            (self.path / folder).mkdir(parents=True, exist_ok=True)
-        self._lock()
+        self._check_facts()
+        self.writer, self._lock = self._locked(writer)
         try:
             self._check_incomplete()  # another process may have sealed it just now
-            self._check_facts()
-            permutation_path = layout.permutation_path(self.path)
-            if not permutation_path.exists() or permutation_path.read_bytes() != data:
-                write_atomic(permutation_path, data)
-            self._resume()
-            self._write_part(finished=False)
+            with self._writing("the store"):
+                if not (self.place.exists(layout.PERMUTATION) and self.place.read(layout.PERMUTATION) == data):
+                    self.place.put(layout.PERMUTATION, data)
+                if keep_shards is not None:
+                    self._drop_shards(keep_shards)
+                self._resume()
+                self._write_part(finished=False)
         except BaseException:
             self.close()
             raise
@@ -95,9 +106,19 @@ class StoreWriter:
         return row_id < len(self._done) and bool(self._done[row_id])
 
     @property
+    def store_id(self) -> bytes:
+        """16 bytes: which store this is a part of."""
+        return self._store_id
+
+    @property
     def done_rows(self) -> npt.NDArray[np.int64]:
-        """The rows that are whole on disk, ascending."""
+        """The rows of this part that are whole on disk, ascending."""
         return np.flatnonzero(self._done)
+
+    @property
+    def shards(self) -> int:
+        """How many shards of this part are closed."""
+        return len(self._sealed)
 
     def write(self, row_id: int, token_hash: int, targets: RowTargets) -> None:
         """Append one row's record; `token_hash` is `fingerprint.row_hash` of its T + 1 token ids.
@@ -123,51 +144,71 @@ class StoreWriter:
         if record.row_id in self:
             raise StoreError(f"{self.path}: row {record.row_id:,} is already there. A row is captured once.")
         self._check_alike(record)
-        try:
+        with self._writing(f"row {record.row_id:,}"):
             growing = self._growing or self._new_shard()
             growing.append(record, data)
             self._mark(np.array([record.row_id]))
             if growing.stats.bytes >= self._shard_bytes:
                 self._seal_shard(growing)
-        except OSError as error:
-            raise StoreError(f"{self.path}: row {record.row_id:,} could not be written: {error.strerror}.") from None
 
-    def seal(self, self_test: dict[str, Any], *, rows_expected: int) -> None:
+    def flush(self) -> None:
+        """Close the shard in the making: its rows are durable, and listed in the part."""
+        if self._growing is not None:
+            with self._writing("the last shard"):
+                self._seal_shard(self._growing)
+
+    def beat(self) -> None:
+        """A sign of life, for those who share the store."""
+        self._lock.beat()
+
+    def finish(self) -> None:
+        """Close the part: whoever seals the store takes it as it is. Nothing can be written after it."""
+        if layout.is_complete(self.place):  # sealed without us: what we have, somebody else had first
+            if self._growing is not None:
+                self._growing.discard()
+                self._growing = None
+        else:
+            self.flush()
+            with self._writing("the part"):
+                self._write_part(finished=True)
+        self._lock.release(remove=True)
+
+    def seal(self, self_test: dict[str, Any], *, rows_expected: int, partial: bool = False) -> None:
         """Finish the store of rows 0 .. rows_expected - 1: last shard, index, manifest. Raises `StoreError`.
 
-        `self_test`: what the capture measured of itself (teacher cross-entropy, mean kept mass, ...).
+        `self_test`: what the capture measured of itself (teacher cross-entropy, mean kept mass, ...). `partial`: rows
+        may be missing.
         """
-        missing = np.flatnonzero(~self._done[:rows_expected])
-        first = int(missing[0]) if len(missing) else len(self._done)
-        count = len(missing) + max(0, rows_expected - len(self._done))
-        if count:
+        there = PartsRows(self.place, store_id=self._store_id, rows=rows_expected, writer=self.writer)
+        there.refresh()
+        there.rows[self.done_rows[self.done_rows < rows_expected]] = True
+        missing = np.flatnonzero(~there.rows)
+        if len(missing) and not partial:
             raise StoreError(
-                f"{self.path}: {count:,} of {rows_expected:,} rows are missing, the first is row {first:,}. "
-                "Run the capture again; it goes on where it was."
+                f"{self.path}: {len(missing):,} of {rows_expected:,} rows are missing, the first is row "
+                f"{missing[0]:,}. Run the capture again; it goes on where it was."
             )
-        if self._growing is not None:
-            self._seal_shard(self._growing)
-        self._write_part(finished=True)
-        seal_store(self.path, self_test=self_test, rows_expected=rows_expected)
-        self._lock_path.unlink(missing_ok=True)
-        self.close()
+        self.finish()
+        with self._writing("the manifest"):
+            seal_store(self.place, self_test=self_test, rows_expected=rows_expected, partial=partial)
 
     def close(self) -> None:
-        """Let go of the store; a shard in the making stays as it is, to be gone on with."""
+        """Let go of the part; a shard in the making stays as it is, to be gone on with."""
         if self._growing is not None:
             self._growing.close()
             self._growing = None
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        self._lock.release()
+
+    # ---- shards and the part
 
     def _new_shard(self) -> GrowingShard:
-        folder = self.path / "shards"
-        self._growing = GrowingShard(folder, store_id=self._store_id, writer=self.writer, seq=len(self._sealed))
+        self._growing = GrowingShard(
+            self.folder / "shards", store_id=self._store_id, writer=self.writer, seq=len(self._sealed)
+        )
         return self._growing
 
     def _seal_shard(self, growing: GrowingShard) -> None:
-        self._sealed.append(growing.seal())
+        self._sealed.append(growing.seal(self.place))
         self._growing = None
         self._write_part(finished=False)
 
@@ -187,27 +228,63 @@ class StoreWriter:
                 f"the rows before it have {self._row_len:,} and {sorted(self._streams)}."
             )
 
+    def _part(self, writer: int, *, finished: bool) -> bytes:
+        content = {
+            "format": layout.FORMAT,
+            "version": layout.VERSION,
+            "store_id": self._store_id.hex(),
+            "writer": writer,
+            "finished": finished,
+            "row_len": self._row_len,
+            "permutation": self._permutation,
+            "facts": self._facts,
+            "shards": [stats.as_json() for stats in self._sealed],
+        }
+        return sealed_json(content)
+
+    def _write_part(self, *, finished: bool) -> None:
+        self.place.put(layout.part_name(self.writer), self._part(self.writer, finished=finished))
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: {what} could not be written: {error.strerror or error}. What was written before is "
+                "whole: mend that, and run the same command again to go on."
+            ) from None
+
     # ---- going on with what is there
 
-    @property
-    def _lock_path(self) -> Path:
-        return layout.part_path(self.path, self.writer).with_suffix(".lock")
-
-    def _lock(self) -> None:
-        self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise StoreError(f"{self.path}: another process is writing this store. Wait for it, or stop it.") from None
+    def _locked(self, writer: int | None) -> tuple[int, Lock]:
+        """The number of our part, and its lock."""
+        if writer is not None:
+            if (lock := Lock.take(lock_path(self.folder, writer))) is None:
+                raise StoreError(f"{self.path}: another process is writing this store. Wait for it, or stop it.")
+            return writer, lock
+        for number in count():
+            path = lock_path(self.folder, number)
+            ours = path.exists()  # behind a URL, where the locks of other machines are not seen
+            if (lock := Lock.take(path)) is None:
+                continue
+            name = layout.part_name(number)
+            if self.place.exists(name):
+                local = isinstance(self.place, LocalPlace)
+                if (local or ours) and not layout.read_json(self.place, name)["finished"]:
+                    return number, lock
+            elif self.place.create(name, self._part(number, finished=False)):
+                return number, lock
+            lock.release(remove=True)
+        raise AssertionError("count() does not end")
 
     def _check_incomplete(self) -> None:
-        if layout.is_complete(self.path):
-            raise StoreError(f"{self.path}: this store is complete. Write to another directory, or overwrite it.")
+        if layout.is_complete(self.place):
+            raise StoreComplete(f"{self.path}: this store is complete. Write to another directory, or overwrite it.")
 
     def _check_facts(self) -> None:
-        for path in sorted((self.path / "parts").glob("part-*.json")):
-            part = layout.read_json(path)
+        for name in layout.part_names(self.place):
+            part = layout.read_json(self.place, name)
             if part["store_id"] != self._store_id.hex():
                 theirs = {**part["facts"], "permutation": part["permutation"]}
                 difference = _difference(theirs, {**self._facts, "permutation": self._permutation})
@@ -217,13 +294,18 @@ class StoreWriter:
                 )
 
     def _resume(self) -> None:
-        path = layout.part_path(self.path, self.writer)
-        known = {entry["name"]: entry for entry in layout.read_json(path)["shards"]} if path.exists() else {}
-        while (path := layout.shard_path(self.path, shards.shard_name(self.writer, len(self._sealed)))).exists():
+        part = layout.part_name(self.writer)
+        known = (
+            {entry["name"]: entry for entry in layout.read_json(self.place, part)["shards"]}
+            if (self.place.exists(part))
+            else {}
+        )
+        while self.place.exists(f"shards/{(name := shards.shard_name(self.writer, len(self._sealed)))}"):
             try:
-                shard = shards.Shard(path, store_id=self._store_id, writer=self.writer, seq=len(self._sealed))
-                stats = ShardStats(path.name, bytes=shards.HEADER_BYTES)
-                if entry := known.get(path.name):
+                file = self.place.file(f"shards/{name}")
+                shard = shards.Shard(file, store_id=self._store_id, writer=self.writer, seq=len(self._sealed))
+                stats = ShardStats(name, bytes=shards.HEADER_BYTES)
+                if entry := known.get(name):
                     stats = ShardStats(**entry)
                 else:
                     for record, _ in shard.records():
@@ -234,9 +316,12 @@ class StoreWriter:
                 self._mark(shard.footer()["row"].astype(np.int64))
                 self._check_alike(parse_head(shard.read(shards.HEADER_BYTES, MAX_HEAD_BYTES)))
             except ValueError as error:
-                raise StoreError(f"{path}: {error}. Delete it to capture its rows again.") from None
+                raise StoreError(
+                    f"{self.path}/shards/{name}: {error}. `predistill store repair` keeps its whole rows; "
+                    "delete it to capture them all again."
+                ) from None
             self._sealed.append(stats)
-        if path.with_name(path.name + ".tmp").exists():
+        if (self.folder / "shards" / f"{name}.tmp").exists():
             growing = self._new_shard()
             for record in growing.recover():
                 self._check_alike(record)
@@ -244,19 +329,25 @@ class StoreWriter:
             if growing.stats.bytes >= self._shard_bytes:  # the kill came before its rename
                 self._seal_shard(growing)
 
-    def _write_part(self, *, finished: bool) -> None:
-        content = {
-            "format": layout.FORMAT,
-            "version": layout.VERSION,
-            "store_id": self._store_id.hex(),
-            "writer": self.writer,
-            "finished": finished,
-            "row_len": self._row_len,
-            "permutation": self._permutation,
-            "facts": self._facts,
-            "shards": [stats.as_json() for stats in self._sealed],
-        }
-        write_sealed_json(layout.part_path(self.path, self.writer), content)
+    def _drop_shards(self, keep: int) -> None:
+        for seq in count(keep):
+            name = shards.shard_name(self.writer, seq)
+            (self.folder / "shards" / f"{name}.tmp").unlink(missing_ok=True)
+            if not self.place.exists(f"shards/{name}"):
+                return
+            self.place.remove(f"shards/{name}")
+
+
+def lock_path(folder: Path, writer: int) -> Path:
+    """The lock that a living writer of this machine holds."""
+    return folder / "parts" / f"part-{writer:05d}.lock"
+
+
+def _working_folder(place: Place, store_id: bytes) -> Path:
+    """Where shards grow and locks lie: in the store itself, or, of a store behind a URL, on this machine."""
+    if isinstance(place, LocalPlace):
+        return place.path
+    return cache_folder() / "writing" / store_id.hex()
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

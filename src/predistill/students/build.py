@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers.distributed import DistributedConfig
 
 from predistill.errors import RecipeError, RunError, did_you_mean
 from predistill.students.presets import PRESETS, Preset
 
-__all__ = ["build_student", "load_model", "student_config"]
+__all__ = ["DeviceMap", "build_student", "load_model", "student_config"]
+
+DeviceMap = str | dict[str, str | int]
 
 
 def student_config(name: str, *, vocab_size: int, row_len: int, end_id: int) -> PretrainedConfig:
@@ -44,14 +47,27 @@ def build_student(config: PretrainedConfig, *, seed: int, device: torch.device) 
     return model
 
 
-def load_model(path: Path, *, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    device_map: DeviceMap | None = None,
+    tensor_parallel: bool = False,
+) -> PreTrainedModel:
     """A model from a local Hugging Face directory (safetensors), or from a .gguf file.
 
+    It goes to `device`; or, part by part, to where `device_map` says (accelerate's: "auto", or module -> device); or,
+    under torchrun, sharded over all ranks by the architecture's own tensor-parallel plan.
     Raises RunError for what is no model, or not all of one: Transformers would make up weights that are not there.
     """
     where: dict[str, Any] = {"pretrained_model_name_or_path": path, "use_safetensors": True}
     if path.suffix == ".gguf":
         where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    if tensor_parallel:
+        where["distributed_config"] = DistributedConfig(tp_plan="auto")
+    elif device_map is not None:
+        where["device_map"] = device_map
     model: PreTrainedModel
     found: dict[str, Any]
     try:
@@ -66,7 +82,8 @@ def load_model(path: Path, *, device: torch.device, dtype: torch.dtype = torch.f
             f"{path}: cannot be loaded as a causal language model: {len(missing)} of its weights are not there "
             f"({missing[0]}). Restore a whole copy."
         )
-    model.to(device)  # type: ignore[arg-type]  # as above
+    if not tensor_parallel and device_map is None:
+        model.to(device)  # type: ignore[arg-type]  # as above
     return model
 
 

@@ -2,6 +2,9 @@
 
 The head is taken apart because the loss and the capture never want [N, V] at once. What a model does between its last
 matrix product and its logits (a softcap, a scale) is part of the head, and must not be lost.
+
+Two uses, two ways: the fused loss multiplies by the head's weight; who wants logits alone calls the head's own module,
+which may be sharded over ranks, offloaded or quantised, and then its weight is not what it multiplies by.
 """
 
 # B batch  T position  D width  V vocabulary
@@ -19,29 +22,49 @@ __all__ = ["Head", "document_mask", "head_of", "hidden_states"]
 class Head:
     """The output head: logits = softcap(logit_scale * (hidden @ weight_VD.T + bias_V)), softcap(z) = c tanh(z / c)."""
 
-    weight_VD: torch.Tensor
-    bias_V: torch.Tensor | None
+    module: torch.nn.Module
     logit_scale: float
     softcap: float | None
 
+    @property
+    def weight_VD(self) -> torch.Tensor:
+        """What the module multiplies by, where `plain`."""
+        weight_VD: torch.Tensor = self.module.weight
+        return weight_VD
+
+    @property
+    def bias_V(self) -> torch.Tensor | None:
+        """What the module adds, where `plain`."""
+        bias_V: torch.Tensor | None = getattr(self.module, "bias", None)
+        return bias_V
+
+    @property
+    def plain(self) -> bool:
+        """Whether nobody stands between the module and its weight: tensor parallelism and accelerate put a forward of
+        their own on the instance, quantisers another class in its place."""
+        return type(self.module) is torch.nn.Linear and "forward" not in vars(self.module)
+
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Float32 logits [N, V]; call it a chunk of positions at a time."""
-        logit_NV = torch.nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V).float()
-        if self.logit_scale != 1.0:
-            logit_NV *= self.logit_scale
-        if self.softcap is not None:
-            logit_NV = self.softcap * torch.tanh(logit_NV / self.softcap)
+        """Float32 logits [N, V], without a gradient; call it a chunk of positions at a time.
+
+        One chunk is what it takes: scale and softcap work in place.
+        """
+        with torch.no_grad():
+            logit_NV: torch.Tensor = self.module(hidden_ND).float()
+            if self.logit_scale != 1.0:
+                logit_NV.mul_(self.logit_scale)
+            if self.softcap is not None:
+                logit_NV.div_(self.softcap).tanh_().mul_(self.softcap)
         return logit_NV
 
 
 def head_of(model: PreTrainedModel) -> Head:
     """The head of a Hugging Face causal model: Cohere multiplies by logit_scale, Granite divides by logits_scaling,
     Gemma 2 caps at final_logit_softcapping; most do none of it."""
-    linear = model.get_output_embeddings()
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(linear.weight, getattr(linear, "bias", None), scale, None if softcap is None else float(softcap))
+    return Head(model.get_output_embeddings(), scale, None if softcap is None else float(softcap))
 
 
 def hidden_states(model: PreTrainedModel, input_BT: torch.Tensor, *, end_id: int | None) -> torch.Tensor:

@@ -5,26 +5,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import distributed
 from transformers import PreTrainedModel
 
-from predistill.objective import Sampled, SparseTargets, Truncation, concatenate
+from predistill.objective import SparseTargets, Truncation, concatenate
 from predistill.students.forward import head_of, hidden_states
+from predistill.teachers.load import sharded
+from predistill.teachers.pieces import SAMPLING_SEED, Pieces
 
 __all__ = ["SAMPLING_SEED", "LiveTeacher"]
 
-CHUNK_LOGITS = 1 << 25  # float32 logits held at once: 128 MiB
-SAMPLING_SEED = 0
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
 class LiveTeacher:
-    """A model cut by a truncation. It owns no gradient and no optimizer state."""
+    """A model cut by a truncation. It owns no gradient and no optimizer state.
+
+    Of a tensor-parallel model every rank makes one. Rank 0 asks for targets; the others `follow`, and run what it runs
+    until it closes (`with` does that, also when rank 0 fails).
+    """
 
     def __init__(
         self,
@@ -37,15 +43,27 @@ class LiveTeacher:
     ) -> None:
         """`vocab_size`: columns beyond the tokenizer's are cut off. `end_id`: given when attention stays within
         documents. `tau`: a temperature whose log-sum-exp is wanted beside the truncated targets."""
-        self._model, self._truncation, self._vocab_size = model, truncation, vocab_size
-        self._head, self._end_id, self._tau = head_of(model), end_id, tau
+        self._model, self._head, self._end_id = model, head_of(model), end_id
+        self._pieces = Pieces(truncation, vocab_size, tau)
+        self._sharded = sharded(model)
         # The head, the cut and the packing of a piece are small: one thread each, side by side, beats all threads on
-        # one after the other. An accelerator wants one piece at a time.
-        threads = torch.get_num_threads() if model.device.type == "cpu" else 1
+        # one after the other. An accelerator wants one piece at a time; so does a head that others take part in.
+        threads = torch.get_num_threads() if model.device.type == "cpu" and self._head.plain else 1
         self._workers = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
+    def __enter__(self) -> LiveTeacher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
     def targets(self, rows: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> SparseTargets:
-        """Targets [n*T, K] of corpus rows `rows`, whose token ids are `ids` [n, T + 1]; draws are a row's own."""
+        """Targets [n*T, K] of corpus rows `rows`, whose token ids are `ids` [n, T + 1]; draws are a row's own.
+
+        Raises TeacherError where the teacher's logits are no distribution.
+        """
         return concatenate(self.pieces(rows, ids, lambda targets: targets))
 
     @torch.inference_mode()
@@ -54,29 +72,46 @@ class LiveTeacher:
     ) -> list[Out]:
         """`use` of the targets, in order, some positions of a row at a time, so that [N, V] is never whole."""
         ids_RT1 = torch.from_numpy(ids).to(self._model.device)
-        hidden_RTD = hidden_states(self._model, ids_RT1[:, :-1], end_id=self._end_id)
-        row_len, size = hidden_RTD.shape[1], max(1, CHUNK_LOGITS // self._vocab_size)
-
-        @torch.inference_mode()
-        def piece(place: tuple[int, int]) -> Out:
-            i, start = place
-            part = slice(start, start + size)
-            return use(self._cut(int(rows[i]), start, hidden_RTD[i, part], ids_RT1[i, 1:][part]))
-
-        return self.map(piece, [(i, start) for i in range(len(rows)) for start in range(0, row_len, size)])
+        if self._sharded:
+            self._send(ids_RT1)
+        return self._pieces.each(
+            self._head, self._hidden(ids_RT1), rows=rows, label_RT=ids_RT1[:, 1:], use=use, run=self.map
+        )
 
     def map(self, work: Callable[[In], Out], items: list[In]) -> list[Out]:
         """`work` over `items` on the teacher's own threads."""
         return list(self._workers.map(work, items))
 
-    def _cut(self, row: int, start: int, hidden_ND: torch.Tensor, label_N: torch.Tensor) -> SparseTargets:
-        logit_NV = self._head.logits(hidden_ND)[:, : self._vocab_size]
-        if isinstance(self._truncation, Sampled):
-            return self._truncation(logit_NV, label_N, generator=_generator(row, start, logit_NV.device))
-        return self._truncation(logit_NV, label_N, tau=self._tau)
+    @torch.inference_mode()
+    def follow(self) -> None:
+        """On every rank but 0: take part in what rank 0 asks for; returns when rank 0 has closed its teacher."""
+        assert self._sharded
+        while (ids_RT1 := self._received()) is not None:
+            hidden_RTD = self._hidden(ids_RT1)
+            for i, part in self._pieces.places(*hidden_RTD.shape[:2]):
+                self._head.logits(hidden_RTD[i, part])
 
+    def close(self) -> None:
+        """End the threads, and let the other ranks go. A teacher that is closed gives no more targets."""
+        if self._sharded and distributed.get_rank() == 0:
+            self._sharded = False
+            self._send(torch.empty((0, 0), dtype=torch.int64, device=self._model.device))
+        self._workers.shutdown()
 
-def _generator(row: int, position: int, device: torch.device) -> torch.Generator:
-    """One stream of random numbers a row (and a piece of it): draws do not depend on the batch."""
-    seed = np.random.SeedSequence([SAMPLING_SEED, row, position]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(seed >> np.uint64(1)))
+    def _hidden(self, ids_RT1: torch.Tensor) -> torch.Tensor:
+        return hidden_states(self._model, ids_RT1[:, :-1], end_id=self._end_id)
+
+    def _send(self, ids_RT1: torch.Tensor) -> None:
+        """To the other ranks: the shape, then the ids; no rows is the end."""
+        distributed.broadcast(torch.tensor(ids_RT1.shape, device=ids_RT1.device), src=0)
+        if len(ids_RT1):
+            distributed.broadcast(ids_RT1.contiguous(), src=0)
+
+    def _received(self) -> torch.Tensor | None:
+        shape = torch.zeros(2, dtype=torch.int64, device=self._model.device)
+        distributed.broadcast(shape, src=0)
+        if not shape[0]:
+            return None
+        ids_RT1 = torch.empty(shape.tolist(), dtype=torch.int64, device=shape.device)
+        distributed.broadcast(ids_RT1, src=0)
+        return ids_RT1

@@ -1,0 +1,153 @@
+"""One of any number of writers of one store: processes and machines that join, leave and die at any moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from predistill.errors import StoreError
+from predistill.store import layout
+from predistill.store.claims import Claims
+from predistill.store.seal import PartsRows, seal_store
+from predistill.store.writer import StoreWriter
+
+__all__ = ["SharedWriter"]
+
+POLL_SECONDS = 0.25  # between two looks at the others, when there is nothing left to do but wait for them
+LEASE_SECONDS = 300.0
+
+
+class SharedWriter:
+    """Rows to capture, a span at a time, until the store is sealed.
+
+    Everybody gives the same `rows` and `span_rows`. `self_test` goes into the manifest by whoever seals; it must be
+    everybody's. The other settings are `StoreWriter`'s.
+    """
+
+    def __init__(
+        self,
+        where: str | Path,
+        *,
+        rows: int,
+        span_rows: int,
+        self_test: dict[str, Any],
+        lease: float = LEASE_SECONDS,
+        **settings: Any,
+    ) -> None:
+        self._where, self._settings, self._self_test = where, settings, self_test
+        self._rows, self._span_rows = rows, span_rows
+        self.writer = self._new_writer()
+        place, folder = self.writer.place, self.writer.folder
+        self._claims = Claims(place, folder=folder, lease=lease)
+        self._there = PartsRows(place, store_id=self.writer.store_id, rows=rows)
+        self._free = self._look()
+
+    def __enter__(self) -> SharedWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.writer.close()
+
+    @property
+    def rows_begun(self) -> int:
+        """How many rows are captured or being captured, by anyone, as far as we know."""
+        return min(self._rows, len(self._claims.attempts) * self._span_rows)
+
+    def spans(self) -> Iterator[npt.NDArray[np.int64]]:
+        """The rows that are still missing of one span after the other; ends when the store is sealed."""
+        finished = False
+        while True:
+            span = self._next()
+            if span is not None:
+                if finished:
+                    self.writer, finished = self._new_writer(), False
+                    self._claims.take(span, writer=self.writer.writer)
+                yield self._missing(span)
+                continue
+            if not finished:
+                self.writer.finish()
+                finished = True
+            if self._sealed():
+                return
+            time.sleep(POLL_SECONDS)
+
+    def append(self, data: bytes) -> None:
+        """A packed record of the span in hand, and a sign of life."""
+        self.writer.append(data)
+        self.writer.beat()
+        self._claims.beat(self.writer.writer)
+
+    # ---- whose is what
+
+    def _new_writer(self) -> StoreWriter:
+        return StoreWriter(self._where, writer=None, **self._settings)
+
+    def _missing(self, span: int) -> npt.NDArray[np.int64]:
+        rows = np.arange(span * self._span_rows, min(self._rows, (span + 1) * self._span_rows))
+        return rows[~self._done()[rows]]
+
+    def _done(self) -> npt.NDArray[np.bool_]:
+        done = self._there.rows.copy()
+        done[self.writer.done_rows] = True
+        return done
+
+    def _next(self) -> int | None:
+        """A span that is ours now."""
+        for again in (False, True):
+            if again:
+                self._free = self._look()
+            while self._free:
+                span = self._free.pop()
+                mine = self._claims.owner(span) == self.writer.writer
+                if mine or self._claims.take(span, writer=self.writer.writer):
+                    return span
+        return None
+
+    def _look(self) -> list[int]:
+        """The spans that are free for us, the first last: unfinished, and claimed by nobody, by us before we were
+        killed, or by a writer that is gone."""
+        if layout.is_complete(self.writer.place):
+            return []
+        self._take_over_parts()
+        self._claims.refresh()
+        alive: dict[int, bool] = {-1: False, self.writer.writer: False}
+        free = []
+        for span in np.unique(np.flatnonzero(~self._done()) // self._span_rows).tolist():
+            owner = self._claims.owner(span)
+            if owner not in alive:
+                alive[owner] = self._claims.alive(owner)
+            if not alive[owner]:
+                free.append(span)
+        return free[::-1]
+
+    def _take_over_parts(self) -> None:
+        """Close the parts of writers that are gone: their whole rows count, and nobody has to clean up."""
+        self._there.refresh()
+        for number in self._there.unfinished:
+            if number != self.writer.writer and not self._claims.alive(number):
+                try:
+                    with StoreWriter(self._where, writer=number, **self._settings) as part:
+                        part.finish()
+                except StoreError:  # another survivor was faster
+                    continue
+        self._there.refresh()
+
+    def _sealed(self) -> bool:
+        """Seal the store if every row is there and nobody is still writing; whether it is sealed."""
+        place = self.writer.place
+        if layout.is_complete(place):
+            return True
+        self._there.refresh()
+        if not self._there.rows.all() or any(self._claims.alive(number) for number in self._there.unfinished):
+            return False
+        seal_store(place, self_test=self._self_test, rows_expected=self._rows)
+        self._claims.clear()
+        return True
