@@ -5,9 +5,9 @@
 The targets come from store_data.py, which makes them first where FOLDER has none (20 CPU minutes; the rest takes 6).
 Writes benchmarks/results/store.json. What cannot be had (the teacher, a peer) is left out and named.
 
-  bytes            everything on disk, with index.bin and all frames. Not counted: label, entropy and standard deviation,
-                   which no peer holds and which stand apart, and `once_a_store`: files whose size is that of the
-                   vocabulary or of the manifest, not of the text (`everything` counts all of it)
+  bytes            all streams, frames, checksums and index.bin. Apart stand label, entropy and standard deviation,
+                   as no peer holds them, and `once_a_store`: files whose size is the vocabulary's or the manifest's,
+                   not the text's. `everything` counts all of it
   floor            order-0 entropy of the values of a stream over all rows: what a perfect coder of single values needs
   grid_error       of a log-probability on its grid; read_error has the shift to the kept mass in it as well, nats
   kl               of the kept part, both sides normalised over it, nats a position
@@ -18,7 +18,6 @@ Writes benchmarks/results/store.json. What cannot be had (the teacher, a peer) i
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -27,35 +26,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import store_peers as peers
 import torch
-from peers import DISTILLKIT, MEGATRON
+from peers import DISTILLKIT, MEGATRON, Origin
 from record import write_record
-from store_data import DRAWS, KEPT, MIXTURE_FACTS, MIXTURE_WORDS, ROW_LEN, Arrays, targets_of, work_folder
+from store_cases import CUTS, built, facts_of, fidelity, kl, row_targets, sizes, split
+from store_data import MIXTURE_FACTS, MIXTURE_WORDS, ROW_LEN, Arrays, targets_of, work_folder
 from store_reading import flips, flips_of, random_row, reader_memory
-from store_targets import answers
 
-from predistill.fingerprint import row_hash
 from predistill.memory import keep_freed_memory
-from predistill.stages.capture import SAMPLE_GROUPS, group_rows
-from predistill.store import GRIDS, OPTIONAL_FIELDS, RowTargets, Store, StoreWriter
+from predistill.store import RowTargets, Store, StoreWriter
 
 ROUNDS = 5
 ROWS_A_READ = 4  # of 2,048 positions: a batch
 FEW = 4  # rows, where a peer is slow and its bytes a position are fixed
 
 
-class Cut(NamedTuple):
-    """A truncation; p None: all k words; k None: the draws."""
-
-    p: float | None
-    k: int | None
-
-
-CUTS = {
-    "top-.95-100": Cut(0.95, 100), "top-100": Cut(None, 100), "top-.95-50": Cut(0.95, 50), "sampled-50": Cut(None, None),
-}  # fmt: skip
 VOCABULARY = {"smollm2": 49_152, "mixture": MIXTURE_WORDS}
 
 
@@ -132,154 +118,176 @@ def measured(folder: Path, rows: list[Arrays], vocabulary: int) -> dict[str, Any
     return {**facts, "cases": cases}
 
 
-def row_targets(arrays: Arrays, row: int, cut: Cut) -> RowTargets:
-    """One row, truncated: the most probable words while those before them have less than p, at most k."""
-    about = {
-        "row_ids": np.array([row]), "positions": len(arrays["ids"]), "label_logprob_N": arrays["label"],
-        "entropy_N": arrays["entropy"], "logit_std_N": arrays["std"],
-    }  # fmt: skip
-    if cut.k is None:
-        drawn_NR = arrays["s_ids"] >= 0
-        length_N = drawn_NR.sum(axis=1, dtype=np.int32)
-        return RowTargets(
-            **about, length_N=length_N, ids_E=arrays["s_ids"][drawn_NR], count_E=arrays["s_count"][drawn_NR]
+def read_all(store: Store) -> None:
+    for start in range(0, len(store), ROWS_A_READ):
+        store.rows(np.arange(start, min(start + ROWS_A_READ, len(store))), fields=())
+
+
+def beside(
+    folder: Path, case: str, rows: list[Arrays], targets: list[RowTargets], vocabulary: int, works: dict[str, Work]
+) -> dict[str, Any]:
+    """What the peers' stores of the same positions hold; their readers join the works to time."""
+    found = {}
+    for name, make in peer_stores(folder, case, rows, vocabulary).items():
+        try:
+            peer = make()
+        except (ImportError, AttributeError, OSError) as error:
+            found[name] = {"absent": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            continue
+        some = targets[: peer.positions // ROW_LEN]
+        found[name] = {
+            "rows": len(some),
+            "entries_a_position": round(peer.entries / peer.positions, 2),
+            "bytes_a_position": round(peer.bytes / peer.positions, 2),
+            "bytes_an_entry": round(peer.bytes / peer.entries, 3),
+        }
+        if isinstance(peer, peers.SampledRecords):
+            found[name] |= peer.losses(sum(int(t.count_E.sum()) for t in some if t.count_E is not None))
+        else:
+            found[name] |= errors_of(peer, some)
+        if isinstance(peer, peers.DistillKitParquet):
+            found[name]["codec_bytes_a_position"] = round(peer.codec_bytes / peer.positions, 2)
+        works[f"{case}: {name}"] = Work(peer.read, peer.entries)
+    return found
+
+
+def peer_stores(
+    folder: Path, case: str, rows: list[Arrays], vocabulary: int
+) -> dict[str, Callable[[], peers.MegatronTar | peers.DistillKitParquet | peers.SampledRecords]]:
+    def distillkit(k: int, form: str) -> peers.DistillKitParquet:
+        return peers.DistillKitParquet(folder / form, rows[:FEW], k=k, vocabulary=vocabulary, form=form)
+
+    if case == "sampled-50":
+        return {"sampled-KD": lambda: peers.SampledRecords(folder / "sampled", rows[:FEW], vocabulary=vocabulary)}
+    cut, lower = CUTS[case], "DistillKit budget" if CUTS[case].k == 50 else "DistillKit recommended"
+    assert cut.k is not None
+    k = cut.k
+    tar = {"Megatron-LM": lambda: peers.MegatronTar(folder / "tar", rows, k=k, p=cut.p)}
+    if case == "top-.95-100":  # it has no top-p: its files are those of top-100
+        return {**tar}
+    return {
+        **tar,
+        "DistillKit exact": lambda: distillkit(k, "exact"),
+        lower: lambda: distillkit(k, lower.removeprefix("DistillKit ")),
+    }
+
+
+def errors_of(peer: peers.MegatronTar | peers.DistillKitParquet, targets: list[RowTargets]) -> dict[str, float]:
+    """Of the entries that the cut keeps, which each peer has first in every position."""
+    true, read, lengths = [], [], []
+    for t, (_, values_TK) in zip(targets, peer.decoded(), strict=True):
+        assert t.logprob_E is not None
+        kept_TK = np.arange(values_TK.shape[1]) < t.length_N[:, None]
+        true_TK = np.zeros(kept_TK.shape, np.float32)
+        true_TK[kept_TK] = t.logprob_E
+        kept_TK &= (
+            values_TK > peers.SENTINEL / 2
+        )  # Megatron's sums are of float32: once in a while it keeps an entry less
+        true.append(true_TK[kept_TK])
+        read.append(values_TK[kept_TK])
+        lengths.append(kept_TK.sum(axis=1))
+    true_E, read_E, length_N = map(np.concatenate, (true, read, lengths))
+    start_N = np.cumsum(length_N) - length_N
+    return {"read_error": round(float(np.abs(true_E - read_E).max()), 6), "kl": kl(true_E, read_E, start_N)}
+
+
+def entries_a_second(works: dict[str, Work]) -> dict[str, list[float]]:
+    """Entries a CPU second of this process, a number a round."""
+    names = list(works)
+    speeds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(ROUNDS + 1):
+        begin = number * len(names) // (ROUNDS + 1)
+        for name in names[begin:] + names[:begin]:
+            began = time.process_time()
+            works[name].run()
+            took = time.process_time() - began
+            if number:
+                speeds[name].append(works[name].entries / took)
+    return speeds
+
+
+def bit_flips(folder: Path, rows: list[Arrays], vocabulary: int) -> dict[str, Any]:
+    """What one flipped bit does to a reader of everything: ours, and the peers' own."""
+    cut = CUTS["top-.95-100"]
+    targets = [row_targets(arrays, row, cut) for row, arrays in enumerate(rows)]
+    built(folder / "ours", targets, rows, cut, vocabulary)
+    found: dict[str, Any] = {"ours": flips_of(folder / "ours", times=1000)}
+    for case, wanted in {
+        "top-.95-100": "Megatron-LM",
+        "top-100": "DistillKit exact",
+        "sampled-50": "sampled-KD",
+    }.items():
+        try:
+            peer = peer_stores(folder / case, case, rows, vocabulary)[wanted]()
+        except (ImportError, AttributeError, OSError) as error:
+            found[wanted] = f"absent: {error}"
+            continue
+        found[wanted] = flips([peer.path], peer.stored, times=300, refusal=Exception)
+    return found
+
+
+def version_of(origin: Origin) -> str:
+    try:
+        return origin.version
+    except ImportError as error:
+        return f"absent: {error}"
+
+
+def answers(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The questions that the record must answer. `case` is where the figures stand."""
+    table = []
+
+    def ask(case: str, what: str, value: float | None, bound: float, *, least: bool = False) -> None:
+        met = None if value is None else bool(value >= bound if least else value <= bound)
+        table.append(
+            {"case": case, "what": what, "value": value, "at_least" if least else "at_most": bound, "met": met}
         )
-    logprob_NK = arrays["logprob"].astype(np.float64)
-    prob_NK = np.exp(logprob_NK)
-    kept_NK = np.arange(KEPT) < np.full((len(prob_NK), 1), cut.k)
-    if cut.p is not None:
-        kept_NK &= prob_NK.cumsum(axis=1) - prob_NK < cut.p
-    with np.errstate(divide="ignore"):
-        dropped_N = np.log(np.where(kept_NK, 0.0, prob_NK).sum(axis=1))
-    return RowTargets(
-        **about,
-        length_N=kept_NK.sum(axis=1, dtype=np.int32),
-        ids_E=arrays["ids"][kept_NK],
-        logprob_E=arrays["logprob"][kept_NK],
-        log_rest_N=np.logaddexp(arrays["rest"], dropped_N).astype(np.float32),
+
+    for name, teacher in content["teachers"].items():
+        if isinstance(teacher, str):
+            continue
+        cases = teacher["cases"]
+        nucleus, whole, drawn = cases["top-.95-100"], cases["top-100"], cases["sampled-50"]
+        if name == "smollm2":
+            ask(f"{name} top-.95-100", "bytes an entry, all streams", nucleus["bytes_an_entry"], 2.2)
+        ask(f"{name} top-.95-100", "error on the grid, nats", nucleus["grid_error"], 1 / 128)
+        ask(
+            f"{name} sampled-50",
+            "bytes an entry, lossless",
+            drawn["bytes_an_entry"] if drawn["lossless"] else None,
+            1.5,
+        )
+        for cut in ("top-.95-100", "top-100", "top-.95-50"):
+            share = of_peer(cases[cut], "Megatron-LM", "bytes_a_position")
+            ask(f"{name} {cut}", "share of Megatron-LM's bytes", share, 0.60)
+        for what, key in {"codec": "codec_bytes_a_position", "Parquet": "bytes_a_position"}.items():
+            share = of_peer(whole, "DistillKit exact", key)
+            ask(f"{name} top-100", f"share of DistillKit's exact {what}", share, 0.50 if name == "smollm2" else 0.46)
+        for cut in ("top-.95-100", "top-100", "top-.95-50"):
+            ask(f"{name} {cut}", "million entries a second", cases[cut]["entries_a_second"] / 1e6, 33, least=True)
+            for peer, bound in {"Megatron-LM": 2.5, "DistillKit exact": 15}.items():
+                if peer in cases[cut]["peers"]:
+                    speed = cases[cut]["peers"][peer].get("our_speed_of_theirs")
+                    ask(f"{name} {cut}", f"speed of {peer}'s", speed, bound, least=True)
+        for row_len in (2048, 256):
+            for what in ("fetched_and_checked_ms", "decoded_ms"):
+                took = nucleus[f"random_row_{row_len}"][what]
+                ask(f"{name} top-.95-100", f"random row of {row_len:,}: {what}", took, 1.0)
+    memory = content["reader_memory"]
+    own, mapped = (
+        memory["10 TB"]["10,000 rows"][k] - memory["0.1 TB"]["10,000 rows"][k] for k in ("own_mib", "mapped_mib")
     )
+    ask("10 TB", "MiB of own memory more than at 0.1 TB", round(own, 1), 32)
+    ask("10 TB", "MiB of mapped memory more than at 0.1 TB", round(mapped, 1), 32)
+    ask("bit flips", "silently wrong reads", content["bit_flips"]["ours"]["silent"], 0)
+    return table
 
 
-def split(arrays: Arrays, row_len: int) -> list[Arrays]:
-    """The row as shorter rows."""
-    starts = range(0, ROW_LEN, row_len)
-    return [
-        {name: values[start : start + row_len + (name == "tokens")] for name, values in arrays.items()}
-        for start in starts
-    ]
+def of_peer(case: dict[str, Any], peer: str, key: str) -> float | None:
+    """Our bytes a position over a peer's."""
+    theirs = case["peers"].get(peer, {}).get(key)
+    return None if theirs is None else round(case["bytes_a_position"] / theirs, 3)
 
 
-def facts_of(cut: Cut) -> dict[str, Any]:
-    if cut.k is None:
-        return {"sampling": {"kind": "sampled", "draws": DRAWS, "proposal_temperature": 1.0}}
-    return {"truncation": {"kind": "top_p_k", "p": cut.p or 1.0, "k": cut.k}}
-
-
-def built(folder: Path, targets: list[RowTargets], rows: list[Arrays], cut: Cut, vocabulary: int) -> Store:
-    """As capture makes it: ranks from the kept words of a few evenly spaced groups of rows."""
-    counts_V = np.zeros(vocabulary, np.int64)
-    for row in calibration_rows(targets):
-        counts_V += np.bincount(targets[row].ids_E, minlength=vocabulary)
-    permutation = np.argsort(-counts_V, kind="stable")
-    with StoreWriter(folder, manifest=facts_of(cut), permutation=permutation) as writer:
-        for row, (target, arrays) in enumerate(zip(targets, rows, strict=True)):
-            writer.write(row, row_hash(arrays["tokens"]), target)
-        writer.seal({}, rows_expected=len(targets))
-    return Store(folder)
-
-
-def calibration_rows(targets: list[RowTargets]) -> list[int]:
-    size = group_rows(targets[0].positions)
-    groups = np.linspace(0, -(-len(targets) // size) - 1, SAMPLE_GROUPS).astype(int)
-    return [row for group in groups for row in range(group * size, min((group + 1) * size, len(targets)))]
-
-
-def sizes(store: Store, targets: list[RowTargets]) -> dict[str, Any]:
-    totals, streams = store.totals, store.bytes_by_stream()
-    entries, positions = totals["entries"], totals["positions"]
-    extra = sum(streams.pop(name) for name in ("label", "entropy", "std"))
-    folder = Path(store.path)
-    once = {
-        "id_permutation.npy": (folder / "id_permutation.npy").stat().st_size,
-        "manifest.json, parts": sum(file.stat().st_size for file in folder.rglob("*.json")),
-    }
-    held, everything = totals["bytes"] - extra, totals["bytes"] + sum(once.values())
-    seen = set(calibration_rows(targets))
-    unseen = [store._record(row, None)[0] for row in range(len(store)) if row not in seen]
-    unseen_bytes = sum(s.bytes for record in unseen for s in record.streams if s.id < 7)  # 7, 8, 9: label and the like
-    return {
-        "entries_a_position": round(entries / positions, 2),
-        "bytes_an_entry": round(held / entries, 3),
-        "bytes_a_position": round(held / positions, 2),
-        "streams_a_position": {name: round(size / positions, 3) for name, size in streams.items()},
-        "floor_a_position": floors(store, targets),
-        "label_entropy_std_a_position": round(extra / positions, 2),
-        "with_label_entropy_std": {
-            "bytes_an_entry": round(totals["bytes"] / entries, 3),
-            "bytes_a_position": round(totals["bytes"] / positions, 2),
-        },
-        "once_a_store": once,
-        "everything_bytes_a_position": round(everything / positions, 2),
-        "streams_an_entry_outside_the_calibration_rows": round(unseen_bytes / sum(r.entries for r in unseen), 3),
-    }
-
-
-def floors(store: Store, targets: list[RowTargets]) -> dict[str, float]:
-    """Of the streams that hold a value an entry, bytes a position."""
-    rank_of_V = np.argsort(store.permutation)
-    length_N = np.concatenate([t.length_N for t in targets])
-    first_E = np.zeros(length_N.sum(), bool)
-    first_E[np.cumsum(length_N)[:-1][length_N[1:] > 0]] = first_E[0] = True
-    rank_E = rank_of_V[np.concatenate([t.ids_E for t in targets])]
-    if targets[0].sampled:
-        place_E = np.sort(np.cumsum(first_E) * len(rank_of_V) + rank_E) % len(rank_of_V)
-        counts = np.concatenate([t.count_E for t in targets])
-        values = {"ids": differences(place_E, first_E), "counts": counts}
-    else:
-        q_E = GRIDS["logprob"].encode(np.concatenate([t.logprob_E for t in targets])).astype(np.int64)
-        values = {"ids": rank_E, "logprobs": differences(q_E, first_E)}
-    return {name: round(entropy_bytes(array) / len(length_N), 3) for name, array in values.items()}
-
-
-def differences(values_E: npt.NDArray[Any], first_E: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    return np.where(first_E, values_E, np.diff(values_E, prepend=0))
-
-
-def entropy_bytes(values: npt.NDArray[Any]) -> float:
-    counts = np.unique(values, return_counts=True)[1]
-    return float(counts @ np.log2(len(values) / counts)) / 8
-
-
-def fidelity(store: Store, targets: list[RowTargets]) -> dict[str, Any]:
-    """Whether what is read is what was written: exactly for draws, else how far off."""
-    read = store.rows(np.arange(len(store)), fields=())
-    length_N = np.concatenate([t.length_N for t in targets])
-    ids_E = np.concatenate([t.ids_E for t in targets])
-    if targets[0].sampled:
-        counts = np.concatenate([t.count_E for t in targets])
-        position_E = np.repeat(np.arange(len(length_N)), length_N)
-        mine, theirs = (np.lexsort((ids, position_E)) for ids in (ids_E, read.ids_E))
-        pairs = ((read.length_N, length_N), (read.ids_E[theirs], ids_E[mine]), (read.count_E[theirs], counts[mine]))
-        return {"lossless": all(np.array_equal(*pair) for pair in pairs)}
-    logprob_E = np.concatenate([t.logprob_E for t in targets])
-    grid_E = GRIDS["logprob"].decode(GRIDS["logprob"].encode(logprob_E))
-    shift_E = np.where(read.logprob_E < 0, read.logprob_E - grid_E, np.nan)  # one number a position, if all is well
-    start_N = (np.cumsum(length_N) - length_N)[length_N > 0]
-    spread_N = np.fmax.reduceat(shift_E, start_N) - np.fmin.reduceat(shift_E, start_N)
-    assert np.nanmax(spread_N) < 1e-4, "what is read is not the grid, shifted"
-    rest_N = np.concatenate([t.log_rest_N for t in targets])
-    return {
-        "ids_exact": bool(np.array_equal(read.ids_E, ids_E) and np.array_equal(read.length_N, length_N)),
-        "grid_error": round(float(np.abs(grid_E - logprob_E).max()), 6),
-        "read_error": round(float(np.abs(read.logprob_E - logprob_E).max()), 6),
-        "rest_error": round(float(np.abs(np.exp(read.log_rest_N) - np.exp(rest_N)).max()), 6),
-        "kl": kl(logprob_E, read.logprob_E, start_N),
-    }
-
-
-def kl(logprob_E: npt.NDArray[Any], read_E: npt.NDArray[Any], start_N: npt.NDArray[np.int64]) -> float:
-    """Mean over positions of the KL between the kept parts, each normalised."""
-    true_E, read_E = logprob_E.astype(np.float64), read_E.astype(np.float64)
-    mass_N, read_mass_N = (np.add.reduceat(np.exp(x), start_N) for x in (true_E, read_E))
-    inside_N = np.add.reduceat(np.exp(true_E) * (true_E - read_E), start_N)
-    return float(f"{(inside_N / mass_N - np.log(mass_N / read_mass_N)).mean():.2g}")
+if __name__ == "__main__":
+    main()

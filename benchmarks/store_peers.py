@@ -4,7 +4,7 @@ $PREDISTILL_PEERS names the folder of their checkouts: Megatron-LM/, DistillKit/
 peers.py). Nothing of theirs is in this project. A class writes rows in its constructor; then
 
   path, bytes     the file it wrote, and its bytes on disk
-  positions       of the rows that were written
+  positions, entries   of the rows that were written, as it keeps them
   read()          what their reader gives for the whole file: the work that is timed
   decoded()       the same as pairs of ids and log-probabilities, a pair a row
   stored()        what the file holds, as arrays: what a flipped bit may change
@@ -32,6 +32,8 @@ from torch import Tensor
 
 SAMPLED_KD = _checkout("almogtavor/sampled-knowledge-distillation")
 MEGATRON_WORDS = 2**17
+SENTINEL = -1e3  # Megatron's log-probability of padding
+ID_BITS = 17  # of the sampled store
 UNIQUE_DRAWS = 12  # of 50 at a position: the sampled store's own setting
 
 
@@ -39,6 +41,7 @@ class PeerStore(Protocol):
     path: Path
     bytes: int
     positions: int
+    entries: int
 
     def read(self) -> Any: ...
     def stored(self) -> list[npt.NDArray[Any]]: ...
@@ -50,7 +53,7 @@ class MegatronTar:
     def __init__(self, folder: Path, rows: Sequence[Arrays], *, k: int, p: float | None) -> None:
         saving, self._reading = _megatron()
         folder.mkdir(parents=True)
-        self.path, self.positions = folder / f"cp0_dp0__{len(rows) - 1}.tar", 0
+        self.path, self.positions, self.entries = folder / f"cp0_dp0__{len(rows) - 1}.tar", 0, 0
         saver = object.__new__(saving.LogitsSaverHooks)  # its constructor asks a running training about itself
         saver.p, saver.min_k, saver._topp_kept_counts, saver._pending_writes = p, 1, [], OrderedDict()
         for number, row in enumerate(rows):
@@ -58,13 +61,14 @@ class MegatronTar:
                 torch.from_numpy(row["logprob"][:, None, :k]),
                 torch.from_numpy(row["ids"][:, None, :k]).long(),
             )
-            assert ids.max() < MEGATRON_WORDS, "Megatron refuses this vocabulary"
+            ids %= MEGATRON_WORDS  # it refuses a larger vocabulary: this lets it run on one, with wrong ids
             if p is not None:
                 values, ids = saver._apply_topp_truncation(values, ids)
             saving.get_current_iteration = lambda number=number: number
             low, high = saving.pack_indices(ids)
             saver._buffer_iteration([values.half()], [low], [high])
             self.positions += len(values)
+            self.entries += int((values > SENTINEL).sum())
         saver._write_batched_tar(str(self.path), saver._pending_writes, json.dumps({"hash": "0" * 32}).encode())
         self.bytes = self.path.stat().st_size
 
@@ -111,6 +115,7 @@ class DistillKitParquet:
                 writer.write({"input_ids": row["tokens"][1:].tolist(), **lists})
         self.path = folder / "data_0.parquet"
         self.positions = sum(len(row["ids"]) for row in rows)
+        self.entries = self.positions * k
         self.codec_bytes = sum(tensor.shape[2] for tensor in self._rows[0].values()) * self.positions
         self.bytes = self._parquet_bytes()
 
@@ -142,7 +147,7 @@ class SampledRecords:
 
     def __init__(self, folder: Path, rows: Sequence[Arrays], *, vocabulary: int) -> None:
         self._module = _sampled_kd()
-        self._vocabulary, self.entries, self.draws_kept, self._packed = vocabulary, 0, 0, []
+        self._vocabulary, self.entries, self.draws_kept, self._packed, self._ids = vocabulary, 0, 0, [], []
         cache = self._module.ShardedTeacherOfflineCache(folder)
         for row in rows:
             drawn = np.repeat(np.maximum(row["s_ids"], 0).ravel(), row["s_count"].ravel())
@@ -152,6 +157,7 @@ class SampledRecords:
             self.entries += sum(len(kept) for kept in ids)
             self.draws_kept += sum(int(kept.sum()) for kept in counts)
             self._packed.append(packed)
+            self._ids += ids
             tokens = torch.from_numpy(row["tokens"])
             about = {"U": UNIQUE_DRAWS, "N": DRAWS, "id_bits": 17, "prob_bits": 7, "sentinel_id": vocabulary}
             entropy = torch.from_numpy(row["entropy"] / np.log(vocabulary) * 255).round().to(torch.uint8)
@@ -166,6 +172,14 @@ class SampledRecords:
         size, decode = UNIQUE_DRAWS * 3, self._module.decode_ids_probs_from_block
         blocks = [packed[start : start + size] for packed in self._packed for start in range(0, len(packed), size)]
         return [decode(block, UNIQUE_DRAWS, self._vocabulary) for block in blocks]
+
+    def losses(self, draws: int) -> dict[str, float]:
+        """Shares of the draws that are gone (12 ids at most), and of ids that come back as others (17 bits)."""
+        aliased = self._vocabulary > 2**ID_BITS and sum(int((ids >= 2**ID_BITS).sum()) for ids in self._ids)
+        return {
+            "draws_lost": round(1 - self.draws_kept / draws, 4),
+            "ids_aliased": round(aliased / self.entries, 5),
+        }
 
     def stored(self) -> list[npt.NDArray[Any]]:
         return [item["rs"]["packed"].numpy() for item in torch.load(self.path)]

@@ -43,7 +43,7 @@ def random_row(store: Store, *, times: int = 300) -> dict[str, float]:
         return round(statistics.median(took) * 1e3, 3)
 
     return {
-        "fetched_and_checked_ms": median_ms(lambda row: store._record(row, None)),
+        "fetched_and_checked_ms": median_ms(lambda row: store._records([row], None)),
         "decoded_ms": median_ms(lambda row: store.rows([row], fields=())),
         "record_bytes": round(store.totals["bytes"] / len(store)),
     }

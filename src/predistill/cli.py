@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 from rich.console import Console
 
 from predistill import __version__
@@ -292,7 +291,8 @@ def main() -> None:
 
 def _selecting(context: typer.Context) -> tuple[float, Path]:
     """The share and the corpus of `prepare --select`; what it would leave unread is refused."""
-    given = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if context.params["select"] is None:
         raise RecipeError("--by and --reference choose what --select keeps. Give --select FRAC with them.")
     if len(context.params["sources"]) != 1:

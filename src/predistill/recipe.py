@@ -15,17 +15,22 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from predistill.errors import RecipeError, did_you_mean
 from predistill.objective import (
     KLD,
     All,
     Constant,
+    EntropyScaled,
+    Full,
     Loss,
     Positions,
     Renormalise,
+    Sampled,
     Schedule,
     Static,
+    StdScaled,
     Tail,
     Temperature,
     TopPK,
@@ -33,7 +38,18 @@ from predistill.objective import (
     check_combination,
 )
 
-__all__ = ["CorpusEntry", "OptimizerChoice", "Recipe", "StudentChoice", "TeacherChoice", "read_recipe"]
+__all__ = [
+    "CorpusEntry",
+    "LiveTeaching",
+    "LogTargets",
+    "NoTeacher",
+    "OptimizerChoice",
+    "Recipe",
+    "StoredTeaching",
+    "StudentChoice",
+    "TeacherChoice",
+    "read_recipe",
+]
 
 
 def _count(value: Any) -> Any:
@@ -70,10 +86,42 @@ class StudentChoice(_Strict):
     from_: str | None = Field(default=None, alias="from")
 
 
-class TeacherChoice(_Strict):
-    """Where targets come from: nowhere (LM alone), or the stores of the corpus entries."""
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class NoTeacher:
+    """The text alone: LM loss."""
 
-    kind: Literal["none", "stored"] = "none"
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class StoredTeaching:
+    """Targets are read from the stores that the corpus entries name."""
+
+    kind: Literal["stored"] = "stored"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class LiveTeaching:
+    """Targets come from a forward pass of `model` in every step: a Hugging Face directory, a .gguf file or a finished
+    run, in precision `dtype`. One model serves every corpus; stores that the corpus entries name are not read."""
+
+    model: str
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    kind: Literal["live"] = "live"
+
+
+TeacherChoice = Annotated[NoTeacher | StoredTeaching | LiveTeaching, Field(discriminator="kind")]
+
+
+class LogTargets(_Strict):
+    """The run writes its own distributions to store `out`, for the rows that it trains on between `from_frac` and
+    `to_frac` of its steps (the "online" logits of arXiv 2410.16215), at most `rows` of them (null: all)."""
+
+    out: str
+    from_frac: float = Field(default=0.75, ge=0, lt=1)
+    to_frac: float = Field(default=1.0, gt=0, le=1)
+    rows: Count | None = None
+    truncation: Truncation = TopPK(p=0.95, k=100)
 
 
 class OptimizerChoice(_Strict):
@@ -91,7 +139,7 @@ class Recipe(_Strict):
     seed: int = Field(default=0, ge=0)
     corpus: tuple[CorpusEntry, ...] = Field(min_length=1)
     student: StudentChoice = StudentChoice()
-    teacher: TeacherChoice = TeacherChoice()
+    teacher: TeacherChoice = NoTeacher()
     truncation: Truncation = TopPK(p=0.95, k=100)
     temperature: Temperature = Static()
     tail: Tail = Renormalise()
@@ -104,15 +152,26 @@ class Recipe(_Strict):
     batch_tokens: Count
     micro_batch_rows: int = Field(default=16, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    log_targets: LogTargets | None = None
     evaluate_every: Cadence = 0.05
     checkpoint_every: Cadence = 0.1
     keep: int = Field(default=2, ge=1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        if self.teacher.kind == "none":
+        if self.log_targets is not None:
+            self._check_log(self.log_targets)
+        if not self.taught:
             return self
         check_combination(loss=self.loss, tail=self.tail, temperature=self.temperature, truncation=self.truncation)
+        if isinstance(self.teacher, LiveTeaching):
+            if isinstance(self.temperature, StdScaled | EntropyScaled) and self.temperature.reference is None:
+                raise RecipeError(
+                    f"temperature {self.temperature.kind} refers to the mean of a statistic of the teacher, which a "
+                    "store knows and a live teacher does not: set temperature.reference (`predistill store inspect` shows "
+                    f"it as {self.temperature.mean} for any store of this teacher)."
+                )
+            return self
         for entry in self.corpus:
             if entry.store is None:
                 raise RecipeError(
@@ -121,10 +180,43 @@ class Recipe(_Strict):
                 )
         return self
 
+    def _check_log(self, log: LogTargets) -> None:
+        if len(self.corpus) > 1:
+            raise RecipeError(
+                f"log_targets: a store is of one corpus, and this recipe mixes {len(self.corpus)}. Train on one, or "
+                "capture the finished run with `predistill capture`."
+            )
+        if isinstance(log.truncation, Full):
+            raise RecipeError(
+                "log_targets.truncation is full, and a store keeps a part of every distribution: use top_p_k."
+            )
+        if isinstance(log.truncation, Sampled) and log.truncation.proposal_temperature != 1:
+            raise RecipeError(
+                f"log_targets.truncation.proposal_temperature is {log.truncation.proposal_temperature:g}; draws are "
+                "logged from the student itself: use 1."
+            )
+        if not self.logged_steps:
+            raise RecipeError(
+                f"log_targets: no step lies between from_frac {log.from_frac:g} and to_frac {log.to_frac:g} of "
+                f"{self.steps:,} steps. Widen the slice."
+            )
+
+    @property
+    def taught(self) -> bool:
+        """Whether there is a teacher."""
+        return not isinstance(self.teacher, NoTeacher)
+
     @property
     def steps(self) -> int:
         """Optimizer steps: ceil(tokens / batch_tokens)."""
         return math.ceil(self.tokens / self.batch_tokens)
+
+    @property
+    def logged_steps(self) -> range:
+        """The steps (from 0) whose rows `log_targets` writes; empty without it."""
+        if self.log_targets is None:
+            return range(0)
+        return range(round(self.log_targets.from_frac * self.steps), round(self.log_targets.to_frac * self.steps))
 
     def every(self, cadence: int | float | None) -> int | None:
         """A cadence in steps: a fraction is a share of the run, at least one step; a whole number is itself."""
@@ -213,7 +305,8 @@ def _sentence(error: ValidationError) -> str:
         hint = did_you_mean(places[-1], fields) or "."
         return f"{'.'.join(places)} is not a known key{hint} One of {', '.join(fields)}."
     if kind == "missing":
-        return f"{'.'.join(places)} is missing."
+        hint = " Name a Hugging Face directory, a .gguf file, or a finished run." if places[-1] == "model" else ""
+        return f"{'.'.join(places)} is missing.{hint}"
     if kind == "value_error":
         return f"{'.'.join(places)}: {context['error']}".removeprefix(": ")
     return f"{'.'.join(places)} is {first['input']!r}: {first['msg'].lower()}."
@@ -229,6 +322,7 @@ def _fields_at(place: tuple[int | str, ...]) -> list[str]:
             here = next(f.annotation for name, f in here.model_fields.items() if part in (name, f.alias))
         else:
             here = next(option for option in get_args(here) if option.kind == part)
+        here = get_args(here)[0] if type(None) in get_args(here) else here  # `LogTargets | None`
     if hasattr(here, "model_fields"):
         return [field.alias or name for name, field in here.model_fields.items()]
     return [field.name for field in dataclasses.fields(here)]

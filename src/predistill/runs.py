@@ -172,9 +172,9 @@ def _whole_lines(data: bytes) -> list[dict[str, Any]]:
 
 
 def _refuse_difference(run: Run, what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    if old == new:
-        return
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if not keys:  # a key that is null in one and absent in the other is no difference
+        return
     key = keys[0]
     raise RunError(
         f"{run.path}: this run has other {what}: {key} was {old.get(key)}, now {new.get(key)}"

@@ -25,17 +25,18 @@ def test_a_finished_run_is_read_whole(tmp_path: Path) -> None:
 
 def test_a_capture_is_found_from_any_directory_above_the_run(tmp_path: Path) -> None:
     store = tmp_path / STORE["path"]
-    store.mkdir(parents=True)
+    (store / "costs").mkdir(parents=True)
     capture = {"command": "predistill capture", "seconds": 94.2, "cpu_seconds": 180.0, "tokens": 1 << 20}
-    (store / "capture.json").write_text(json.dumps(capture), encoding="utf-8")
+    for worker in range(2):
+        (store / "costs" / f"{worker:05d}.json").write_text(json.dumps(capture), encoding="utf-8")
     record = read_record(Run(made_run(tmp_path / "runs" / "deep" / "pd", teacher=True, steps=20)))
     found = record.stores[0].capture
     assert found is not None
     assert (found.command, found.seconds, found.cpu_seconds, found.tokens) == (
         "predistill capture",
-        94.2,
-        180.0,
-        1 << 20,
+        188.4,
+        360.0,
+        1 << 21,
     )
 
 

@@ -31,7 +31,7 @@ from tests.processes import Forks, bytes_below, kill_then_finish
 
 CPU = torch.device("cpu")
 KEPT = TopPK(p=0.95, k=100)
-TIMED = ("capture.json",)  # what the capture cost: all else is a function of teacher, corpus and truncation
+TIMED = ("costs/00000.json",)  # what the capture cost: all else is a function of teacher, corpus and truncation
 
 
 def store_files(path: Path) -> dict[str, bytes]:
@@ -287,9 +287,9 @@ def test_the_held_out_split_is_captured_when_asked(corpus: Path, lm_run: Run, tm
 
 
 def test_the_cost_is_kept_beside_the_store(store: Path, corpus: Path) -> None:
-    cost = json.loads((store / "capture.json").read_text())
+    cost = json.loads((store / "costs" / "00000.json").read_text())
     assert cost["tokens"] == len(Corpus(corpus)) * ROW_LEN
-    assert cost["tokens_per_s"] == pytest.approx(cost["tokens"] / cost["seconds"])
+    assert cost["seconds"] > 0
     assert cost["cpu_seconds"] > 0
 
 

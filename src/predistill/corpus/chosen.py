@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from predistill import __version__
 from predistill.corpus.building import moved_when_whole
 from predistill.corpus.reader import Corpus
 from predistill.corpus.rows import SplitStats
@@ -63,13 +62,13 @@ def copy_chosen(
     stop_D: Int64s,
     *,
     out: Path,
-    selected: dict[str, Any],
+    facts: dict[str, Any],
     on_bytes: Callable[[int], None],
 ) -> dict[str, Any]:
     """Write a corpus of the chosen training documents, in their order, and the whole held-out split; its manifest.
 
-    All else is `corpus`'s: tokenizer, row length, document mask. `selected` is added to what the manifest says of
-    earlier selections; `on_bytes` hears of each document's bytes. Memory grows with the longest document alone.
+    All else is `corpus`'s: tokenizer, row length, document mask. `facts` are what the manifest says otherwise;
+    `on_bytes` hears of each document's bytes. Memory grows with the longest document alone.
     Raises `CorpusError` when the documents fill no row.
     """
     assert corpus.split == "train"
@@ -83,9 +82,8 @@ def copy_chosen(
         train = _write(corpus, chosen_D, stop_D, labels=labels, path=folder / "train.bin", on_bytes=on_bytes)
         manifest = {
             **corpus.manifest,
-            "predistill": __version__,
+            **facts,
             "splits": {**corpus.manifest["splits"], "train": train},
-            "selected": [*corpus.manifest.get("selected", []), selected],
         }
         write_sealed_json(folder / "manifest.json", manifest)
     return manifest

@@ -119,20 +119,20 @@ Truncation = Annotated[Full | TopK | TopP | TopPK | Sampled, Field(discriminator
 def _cut(whole: Whole, *, p: float | None, k: int | None) -> SparseTargets:
     vocabulary = whole.gap_CV.shape[1]
     bound_C1 = None
-    if p is not None:
+    if p is not None and p < 1:
         # Ids below (1 - p) / V have less than 1 - p between them, so the set is to be found among the others.
-        bound_C1 = -whole.log_sum_C[:, None] - math.log((1 - p) / vocabulary / 2) if p < 1 else None
+        bound_C1 = -whole.log_sum_C[:, None] - math.log((1 - p) / vocabulary / 2)
     ids_CK, gap_CK = _nearest(whole.gap_CV, bound_C1, min(k or vocabulary, vocabulary))
     kept_CK = gap_CK < torch.inf  # an id that the teacher rules out is nothing to keep
-    mass_CK = whole.mass_CV.gather(1, ids_CK)
     if p is not None:
-        kept_CK &= _mass_before(mass_CK.double()) < p * whole.log_sum_C.double().exp()[:, None]
+        mass_CK = whole.mass_CV.gather(1, ids_CK).double()
+        kept_CK &= _mass_before(mass_CK) < p * whole.log_sum_C.double().exp()[:, None]
     width = int(kept_CK.sum(dim=1).max()) if len(kept_CK) else 1
-    ids_CK, gap_CK, mass_CK, kept_CK = ids_CK[:, :width], gap_CK[:, :width], mass_CK[:, :width], kept_CK[:, :width]
+    ids_CK, gap_CK, dropped_CK = ids_CK[:, :width], gap_CK[:, :width], ~kept_CK[:, :width]
     return whole.targets(
-        ids_CK=ids_CK.masked_fill(~kept_CK, -1),
-        logprob_CK=whole.logprob(gap_CK).masked_fill_(~kept_CK, 0.0),
-        log_rest_C=_log_rest(whole, ids_CK, mass_CK, kept_CK),
+        ids_CK=ids_CK.masked_fill(dropped_CK, -1),
+        logprob_CK=whole.logprob(gap_CK).masked_fill_(dropped_CK, 0.0),
+        log_rest_C=_log_rest(whole, torch.where(dropped_CK, ids_CK[:, :1], ids_CK)),  # the first is always kept
     )
 
 
@@ -184,15 +184,12 @@ def _mass_before(prob_CK: Tensor) -> Tensor:
     return mass_CK
 
 
-def _log_rest(whole: Whole, ids_CK: Tensor, mass_CK: Tensor, kept_CK: Tensor) -> Tensor:
-    """Log of the mass that is not kept, summed over what is not kept, because 1 - sum loses it."""
-    # Added, not written: padding may name an id that is kept. What is kept is taken from itself, so exactly 0 is left.
-    left_CV = whole.mass_CV.scatter_add_(1, ids_CK, -mass_CK.masked_fill(~kept_CK, 0.0))
-    log_rest_C = left_CV.sum(dim=1).log() - whole.log_sum_C
+def _log_rest(whole: Whole, kept_CK: Tensor) -> Tensor:
+    """Log of the mass of all but these ids, summed over the others, because 1 - sum loses it. Uses the whole up."""
+    log_rest_C = whole.mass_CV.scatter_(1, kept_CK, 0.0).sum(dim=1).log() - whole.log_sum_C
     faint_C = log_rest_C < -60  # near the end of float32, or nothing at all
     if bool(faint_C.any()):
-        kept_FK = torch.zeros(kept_CK.shape, device=kept_CK.device).masked_fill_(kept_CK, torch.inf)[faint_C]
-        gap_FV = whole.gap_CV[faint_C].scatter_add_(1, ids_CK[faint_C], kept_FK)
+        gap_FV = whole.gap_CV[faint_C].scatter_(1, kept_CK[faint_C], torch.inf)
         log_rest_C[faint_C] = (-gap_FV).logsumexp(dim=1) - whole.log_sum_C[faint_C]
     return log_rest_C
 

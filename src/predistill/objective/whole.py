@@ -105,7 +105,7 @@ def _whole(logit_CV: Tensor, label_C: Tensor | None, tau: float | None) -> Whole
                 "Check its weights, or run it in float32 or bfloat16 rather than float16."
             )
     mean_C = finite_CV.sum(dim=1) / columns
-    variance_C = torch.linalg.vector_norm(finite_CV, dim=1).square() / columns - mean_C.square()
+    variance_C = torch.linalg.vecdot(finite_CV, finite_CV) / columns - mean_C.square()
     whole = Whole(
         gap_CV, mass_CV, log_sum_C, log_sum_C + surprise_C / sum_C, variance_C.clamp(min=0).sqrt(), None, None, tau
     )

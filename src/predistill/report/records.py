@@ -24,7 +24,7 @@ State = Literal["finished", "diverged", "not evaluated", "unfinished"]
 
 @dataclass(frozen=True)
 class Capture:
-    """What a teacher's pass over a corpus took, from the store's capture.json."""
+    """What a teacher's pass over a corpus took, from the store's costs/."""
 
     command: str
     seconds: float
@@ -209,19 +209,20 @@ def _store(content: Mapping[str, Any], run: Path, file: Path) -> StoreUse:
 
 
 def _capture(store: str, run: Path) -> Capture | None:
-    """A store's path is as the trainer was given it: from the directory it worked in, most likely one above the run."""
+    """What all its workers took. A store's path is as the trainer was given it: from the directory it worked in, most
+    likely one above the run."""
     for root in (Path(), *run.resolve().parents):
-        file = root / store / "capture.json"
-        if file.exists():
+        if files := sorted((root / store / "costs").glob("*.json")):
             try:
-                content = _Reader(file, json.loads(file.read_text(encoding="utf-8")))
+                costs = [_Reader(file, json.loads(file.read_text(encoding="utf-8"))) for file in files]
             except ValueError as error:
-                raise RunError(f"{file}: not readable as JSON ({error}). Seal the store again.") from None
+                raise RunError(f"{files[0]}: not readable as JSON ({error}). Delete it: it tells only costs.") from None
+            cpu_seconds = [cost.get("cpu_seconds", float) for cost in costs]
             return Capture(
-                command=content.need("command", str),
-                seconds=content.need("seconds", float),
-                cpu_seconds=content.get("cpu_seconds", float),
-                tokens=content.need("tokens", int),
+                command=costs[0].need("command", str),
+                seconds=sum(cost.need("seconds", float) for cost in costs),
+                cpu_seconds=sum(s for s in cpu_seconds if s is not None) if None not in cpu_seconds else None,
+                tokens=sum(cost.need("tokens", int) for cost in costs),
             )
     return None
 

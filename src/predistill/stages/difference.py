@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from predistill import __version__
 from predistill.corpus import Corpus
 from predistill.corpus.building import check_free
 from predistill.corpus.chosen import copy_chosen, document_hashes, document_stops
@@ -79,7 +80,8 @@ def select(
         "dropped": _part(score_D, stop_D, ~chosen_D),
         "without_score": max(0, source.split_stats["documents"] - len(stop_D)),
     }
-    manifest = copy_chosen(source, chosen_D, stop_D, out=out, selected=selected, on_bytes=done.copied)
+    facts = {"predistill": __version__, "selected": [*source.manifest.get("selected", []), selected]}
+    manifest = copy_chosen(source, chosen_D, stop_D, out=out, facts=facts, on_bytes=done.copied)
     return {"path": str(out), "fingerprint": Corpus(out).fingerprint, "notes": _notes(selected), **manifest}
 
 
@@ -160,13 +162,17 @@ def _opened(path: str | Path, corpus: Corpus) -> Store:
     for what, found, expected in (
         ("fingerprint", made_from["fingerprint"], corpus.fingerprint),
         ("split", made_from["split"], corpus.split),
-        ("rows", len(store), len(corpus)),
     ):
         if found != expected:
             raise StoreError(
                 f"{path}: was captured over something else than the train split of {corpus.path} ({what} {found}, "
                 f"expected {expected}). Capture that with `predistill capture`, or select from the store's own corpus."
             )
+    if store.totals["rows"] != len(corpus):
+        raise StoreError(
+            f"{path}: holds {store.totals['rows']:,} of the corpus's {len(corpus):,} rows, and scores are made of all. "
+            "Capture the whole split with `predistill capture`."
+        )
     if store.rows([0], fields=("label_logprob_N",)).label_logprob_N is None:
         raise StoreError(
             f"{path}: holds no log-probability of the labels, of which scores are made. Capture it again with "

@@ -9,16 +9,17 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError
-from predistill.laws import training_bytes, training_flops
+from predistill.laws import forward_flops, training_bytes, training_flops
 from predistill.objective import EntropyScaled, StdScaled, check_combination, check_narrower
-from predistill.recipe import Recipe
+from predistill.recipe import LiveTeaching, Recipe
 from predistill.runs import command_line
 from predistill.store import Store
 from predistill.students.build import student_config
+from predistill.teachers.load import DTYPES, teacher_config, teacher_facts
 from predistill.teachers.stored import stored_truncation
 from predistill.training.step import Objective
 
@@ -27,13 +28,14 @@ __all__ = ["Inputs", "open_inputs", "pick_device"]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The corpora and stores of a recipe, in its order, and the student's configuration."""
+    """The corpora and stores of a recipe, in its order, and the configurations of the student and of a live teacher."""
 
     corpora: tuple[Corpus, ...]
     heldout: Corpus
     stores: tuple[Store, ...]
     config: PretrainedConfig
     batch_rows: int
+    teacher: PretrainedConfig | None = None
 
     def objective(self, recipe: Recipe) -> Objective:
         """The recipe's loss; a scaled temperature without a reference takes its statistic's mean over the stores."""
@@ -44,11 +46,13 @@ class Inputs:
 
     def environment(self, recipe: Recipe) -> dict[str, Any]:
         """What environment.json keeps; `identity` is what must not differ when a run goes on."""
+        live = teacher_facts(recipe.teacher.model) if isinstance(recipe.teacher, LiveTeaching) else None
         return {
             "command": command_line(),
             "identity": {
                 "corpus": [corpus.fingerprint for corpus in self.corpora],
                 "store": [store.manifest["store_id"] for store in self.stores],
+                **({} if live is None else {"teacher": live["sha256"]}),
             },
             "inputs": {
                 "corpus": [
@@ -67,6 +71,7 @@ class Inputs:
                     }
                     for entry, store in zip(recipe.corpus, self.stores, strict=False)
                 ],
+                **({} if live is None else {"teacher": live}),
             },
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("predistill", "torch", "transformers", "numpy")},
@@ -82,34 +87,59 @@ class Inputs:
 
     def sizes(self, recipe: Recipe) -> dict[str, Any]:
         """Parameters, steps, FLOPs, bytes of memory and of the stores: what --dry-run prints."""
-        with torch.device("meta"):
-            from transformers import AutoModelForCausalLM
-
-            model = AutoModelForCausalLM.from_config(self.config)
-        parameters = sum(p.numel() for p in model.parameters())
-        head = model.get_output_embeddings().weight.numel()
-        tied = bool(self.config.tie_word_embeddings)
-        inner = parameters - (head if tied else 2 * head)
-        shape = {"layers": self.config.num_hidden_layers, "width": self.config.hidden_size}
-        row_len, tokens = self.corpora[0].row_len, recipe.steps * self.batch_rows * self.corpora[0].row_len
+        student, row_len = _Shape.of(self.config), self.corpora[0].row_len
+        tokens = recipe.steps * self.batch_rows * row_len
+        training = training_flops(
+            matrix_parameters=student.matrix_parameters, layers=student.layers, width=student.width, row_len=row_len
+        )
+        memory_bytes = training_bytes(
+            parameters=student.parameters,
+            vocab_size=self.config.vocab_size,
+            layers=student.layers,
+            width=student.width,
+            ffn=getattr(self.config, "intermediate_size", None) or 4 * student.width,  # GPT-2 has no name for it
+            micro_batch_tokens=recipe.micro_batch_rows * row_len,
+        )
+        taught: dict[str, Any] = {}
+        if self.teacher is not None and isinstance(recipe.teacher, LiveTeaching):
+            teacher = _Shape.of(self.teacher)
+            forward = forward_flops(
+                matrix_parameters=teacher.matrix_parameters, layers=teacher.layers, width=teacher.width, row_len=row_len
+            )
+            taught = {"teacher_parameters": teacher.parameters, "teacher_flops": tokens * forward}
+            memory_bytes["teacher"] = teacher.parameters * DTYPES[recipe.teacher.dtype].itemsize
         return {
-            "parameters": parameters,
-            "non_embedding_parameters": inner,
+            "parameters": student.parameters,
+            "non_embedding_parameters": student.inner_parameters,
             "steps": recipe.steps,
             "batch_tokens": self.batch_rows * row_len,
             "tokens": tokens,
             "epochs": tokens / sum(len(corpus) * row_len for corpus in self.corpora),
-            "flops": tokens * training_flops(matrix_parameters=inner + head, row_len=row_len, **shape),
-            "memory_bytes": training_bytes(
-                parameters=parameters,
-                vocab_size=self.config.vocab_size,
-                ffn=getattr(self.config, "intermediate_size", None)
-                or 4 * self.config.hidden_size,  # GPT-2 has no name for it
-                micro_batch_tokens=recipe.micro_batch_rows * row_len,
-                **shape,
-            ),
+            "flops": tokens * training + taught.get("teacher_flops", 0),
+            **taught,
+            "memory_bytes": memory_bytes,
             "store_bytes": sum(store.totals["bytes"] for store in self.stores),
         }
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a model's cost depends on; `inner_parameters`: all but embedding and head."""
+
+    parameters: int
+    inner_parameters: int
+    matrix_parameters: int
+    layers: int
+    width: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> _Shape:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        parameters = sum(p.numel() for p in model.parameters())
+        text, head = config.get_text_config(), model.get_output_embeddings().weight.numel()
+        inner = parameters - (head if text.tie_word_embeddings else 2 * head)
+        return cls(parameters, inner, inner + head, text.num_hidden_layers, text.hidden_size)
 
 
 def open_inputs(recipe: Recipe) -> Inputs:
@@ -145,8 +175,16 @@ def open_inputs(recipe: Recipe) -> Inputs:
     config = student_config(
         recipe.student.preset, vocab_size=first.vocab_size, row_len=first.row_len, end_id=first.end_id
     )
+    teacher = None
+    if isinstance(recipe.teacher, LiveTeaching):
+        teacher = teacher_config(recipe.teacher.model, vocab_size=first.vocab_size)
     return Inputs(
-        corpora, Corpus(recipe.corpus[0].path, split="held_out"), stores, config, recipe.batch_tokens // first.row_len
+        corpora,
+        Corpus(recipe.corpus[0].path, split="held_out"),
+        stores,
+        config,
+        recipe.batch_tokens // first.row_len,
+        teacher,
     )
 
 

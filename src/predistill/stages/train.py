@@ -1,4 +1,4 @@
-"""predistill train: a student from a recipe, LM alone or taught by a store; resumes where it was, bit for bit."""
+"""predistill train: a student from a recipe, LM alone or taught; resumes where it was, bit for bit."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from predistill.evaluation.heldout import heldout_loss
 from predistill.recipe import Recipe
 from predistill.runs import Metrics, Run
 from predistill.stages.inputs import Inputs, open_inputs, pick_device
+from predistill.stages.teaching import observer, target_log, teachers_of
 from predistill.students.build import build_student, load_model
 from predistill.students.card import model_card
 from predistill.students.export import export_student
-from predistill.teachers.stored import StoredTeacher
 from predistill.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from predistill.training.optim import adamw, set_lr
 from predistill.training.step import MicroBatch, StepResult, train_step
@@ -49,17 +49,22 @@ def train(recipe: Recipe, *, out: str | Path, on_record: Callable[[Record], None
     device = pick_device()
     model = _student(recipe, inputs, device)
     optimizer = adamw(model, betas=recipe.optimizer.betas, weight_decay=recipe.optimizer.weight_decay)
-    clock = _resume(run, model, optimizer)
+    clock, logged = _resume(run, model, optimizer)
     batches = _Batches(recipe, inputs, device)
-    with _metrics(run, clock, on_record) as write, _stop_requested() as stop_requested:
+    with (
+        target_log(recipe, inputs, run, logged) as log,
+        _metrics(run, clock, on_record) as write,
+        _stop_requested() as stop_requested,
+    ):
         for step in range(clock.step, recipe.steps):
-            alpha = recipe.alpha(step + 0.5, recipe.steps) if inputs.stores else 0.0
+            alpha = recipe.alpha(step + 0.5, recipe.steps) if recipe.taught else 0.0
             lr = recipe.lr(step + 0.5, recipe.steps)  # the middle of the step: neither end of a schedule is lost
             set_lr(optimizer, lr)
             with clock:
                 result = train_step(
                     model, optimizer, batches.window(step), objective=batches.objective, alpha=alpha,
                     clip=recipe.optimizer.clip, end_id=batches.end_id, autocast=batches.autocast,
+                    observe=observer(log, step),
                 )  # fmt: skip
             write(_step_record(result, clock, batches.tokens(clock.step), alpha=alpha, lr=lr, run=run))
             if _due(clock.step, recipe.every(recipe.evaluate_every), recipe.steps):
@@ -68,11 +73,13 @@ def train(recipe: Recipe, *, out: str | Path, on_record: Callable[[Record], None
             stopping = stop_requested()
             if stopping or _due(clock.step, recipe.every(recipe.checkpoint_every), recipe.steps):
                 write.sync()
-                _save(run, model, optimizer, clock, keep=recipe.keep)
+                _save(run, model, optimizer, clock, keep=recipe.keep, logged=None if log is None else log.state())
             if stopping and clock.step < recipe.steps:
                 raise Stopped(
                     f"{run.path}: stopped at step {clock.step} of {recipe.steps}, saved. Run it again to go on."
                 )
+        if log is not None:
+            log.seal()
     return _finish(run, model, inputs, clock)
 
 
@@ -101,12 +108,9 @@ class _Batches:
         self._recipe, self._inputs, self._device = recipe, inputs, device
         first = inputs.corpora[0]
         self.objective = inputs.objective(recipe)
-        needs = (*recipe.temperature.needs, *recipe.positions.needs)
         self.end_id = first.end_id if first.document_mask else None
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-        self._teachers = [
-            StoredTeacher(store, truncation=recipe.truncation, device=device, needs=needs) for store in inputs.stores
-        ]
+        self._teachers = teachers_of(recipe, inputs, device)
 
     def tokens(self, steps: int) -> int:
         """Labels seen after so many steps."""
@@ -130,7 +134,7 @@ class _Batches:
                 if counted is not None:
                     label_BT[~torch.from_numpy(counted.astype(np.bool_))] = -100
                 targets = self._teachers[index].targets(part, ids) if self._teachers else None
-                yield MicroBatch(torch.from_numpy(ids).to(self._device), label_BT.to(self._device), targets)
+                yield MicroBatch(torch.from_numpy(ids).to(self._device), label_BT.to(self._device), targets, part)
 
 
 class _Writer:
@@ -185,21 +189,32 @@ def _student(recipe: Recipe, inputs: Inputs, device: torch.device) -> PreTrained
     return model
 
 
-def _resume(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> _Clock:
+def _resume(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> tuple[_Clock, dict[str, Any] | None]:
+    """Where the run's newest whole checkpoint is, and what its log of targets had then."""
     path, damaged = latest_checkpoint(run.path / "checkpoints")
     for sentence in damaged:
         print(sentence, file=sys.stderr)  # stdout may be one JSON object
     if path is None:
-        return _Clock()
+        return _Clock(), None
     state = load_checkpoint(path, device=model.device)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return _Clock(**state["clock"])
+    return _Clock(**state["clock"]), state.get("logged")
 
 
-def _save(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer, clock: _Clock, *, keep: int) -> None:
+def _save(
+    run: Run,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    clock: _Clock,
+    *,
+    keep: int,
+    logged: dict[str, Any] | None,
+) -> None:
     counters = {"step": clock.step, "seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "clock": counters}
+    state = {
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "clock": counters, "logged": logged,
+    }  # fmt: skip
     save_checkpoint(run.path / "checkpoints", step=clock.step, state=state, keep=keep)
 
 

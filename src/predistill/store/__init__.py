@@ -1,9 +1,23 @@
 """The teacher store: next-token distributions of whole corpus rows, compressed and checksummed (docs/formats.md)."""
 
+from predistill.store.claims import rows_begun
 from predistill.store.grids import GRIDS, Grid
 from predistill.store.layout import is_complete, read_permutation
 from predistill.store.reader import Store
 from predistill.store.rows import OPTIONAL_FIELDS, RowTargets
-from predistill.store.writer import StoreWriter
+from predistill.store.shared import SharedWriter
+from predistill.store.writer import StoreComplete, StoreWriter
 
-__all__ = ["GRIDS", "OPTIONAL_FIELDS", "Grid", "RowTargets", "Store", "StoreWriter", "is_complete", "read_permutation"]
+__all__ = [
+    "GRIDS",
+    "OPTIONAL_FIELDS",
+    "Grid",
+    "RowTargets",
+    "SharedWriter",
+    "Store",
+    "StoreComplete",
+    "StoreWriter",
+    "is_complete",
+    "read_permutation",
+    "rows_begun",
+]

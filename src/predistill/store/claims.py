@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from predistill.store import layout
 from predistill.store.lock import is_held
-from predistill.store.place import LocalPlace, Place
+from predistill.store.place import LocalPlace, Place, open_place
 from predistill.store.writer import lock_path
 
-__all__ = ["Claims"]
+__all__ = ["Claims", "rows_begun"]
 
 
 class Claims:
@@ -87,6 +88,14 @@ class Claims:
                 path = self._place.path / folder
                 if path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
+
+
+def rows_begun(where: str | Path, *, rows: int, span_rows: int) -> int:
+    """How many rows of a store in the making are captured or being captured, by anyone."""
+    place = open_place(where)
+    if layout.is_complete(place):
+        return rows
+    return min(rows, span_rows * len({name[:8] for name in place.names("claims")}))
 
 
 def _name(span: int, attempt: int) -> str:

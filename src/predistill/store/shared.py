@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from predistill.errors import StoreError
 from predistill.store import layout
+from predistill.store.calibration import CALIBRATION
 from predistill.store.claims import Claims
 from predistill.store.seal import PartsRows, seal_store
 from predistill.store.writer import StoreWriter
@@ -150,4 +151,5 @@ class SharedWriter:
             return False
         seal_store(place, self_test=self._self_test, rows_expected=self._rows)
         self._claims.clear()
+        place.remove(CALIBRATION)
         return True

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.errors import StoreError
-from predistill.files import sealed_json
+from predistill.files import parse_sealed_json, sealed_json
 from predistill.store import layout
 from predistill.store import shard as shards
 from predistill.store.cache import cache_folder
@@ -191,6 +191,17 @@ class StoreWriter:
         self.finish()
         with self._writing("the manifest"):
             seal_store(self.place, self_test=self_test, rows_expected=rows_expected, partial=partial)
+
+    def add_cost(self, command: str, spent: dict[str, float]) -> None:
+        """Note what capturing rows of this part took, beside what it took before: costs/{writer}.json."""
+        name = f"costs/{self.writer:05d}.json"
+        try:
+            before = parse_sealed_json(self.place.read(name))
+        except (FileNotFoundError, ValueError):
+            before = {}
+        cost = {"command": command} | {key: before.get(key, 0) + value for key, value in spent.items()}
+        with self._writing("its cost"):
+            self.place.put(name, sealed_json(cost))
 
     def close(self) -> None:
         """Let go of the part; a shard in the making stays as it is, to be gone on with."""

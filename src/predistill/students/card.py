@@ -15,8 +15,11 @@ def model_card(
 ) -> str:
     """Markdown: what the student is, what it learned from, how it was measured, and the recipe that makes it again."""
     taught = recipe["teacher"]["kind"] != "none"
-    stores = environment["inputs"]["store"]
-    teachers = ", ".join(store["manifest"]["teacher"]["name"] for store in stores)
+    inputs = environment["inputs"]
+    facts = [store["manifest"]["teacher"] for store in inputs["store"]] + [
+        inputs[k] for k in ("teacher",) if k in inputs
+    ]
+    teachers = ", ".join(dict.fromkeys(teacher["name"] for teacher in facts))
     how = f"by distillation from the next-token distributions of {teachers}" if taught else "on the text alone"
     tags = "predistill, pre-training-distillation" if taught else "predistill"
     made = (

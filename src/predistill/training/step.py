@@ -3,25 +3,32 @@
 # B rows of a micro-batch  T position  N = B*T  D width
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
 from predistill.objective import Loss, LossParts, Positions, SparseTargets, Tail, Temperature, linear_distill_loss
-from predistill.students.forward import head_of, hidden_states
+from predistill.students.forward import Head, head_of, hidden_states
 
-__all__ = ["MicroBatch", "Objective", "StepResult", "train_step"]
+__all__ = ["MicroBatch", "Objective", "Observer", "StepResult", "train_step"]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of T + 1 tokens, the labels that count (-100 elsewhere), and the teacher's targets when there are any."""
+    """Rows of T + 1 tokens, the labels that count (-100 elsewhere), the teacher's targets when there are any, and the
+    rows' numbers in their corpus."""
 
     ids_BT1: torch.Tensor
     label_BT: torch.Tensor
     targets: SparseTargets | None
+    rows_B: npt.NDArray[np.int64] | None = None
+
+
+Observer = Callable[[MicroBatch, Head, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -57,15 +64,20 @@ def train_step(
     clip: float | None,
     end_id: int | None,
     autocast: torch.autocast,
+    observe: Observer | None = None,
 ) -> StepResult:
     """Update `model` once on `window`; `end_id` is given when attention stays within documents.
 
     The gradient is that of (sum of nats over the window) / (counted labels of the window), whatever the micro-batches.
+    `observe` sees each micro-batch with the head and the last hidden states [B, T, D] (no gradient) that its loss is
+    made from, before the update.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     count = kd_count = 0
     for batch in window:
-        parts = batch_loss(model, batch, objective=objective, alpha=alpha, end_id=end_id, autocast=autocast)
+        parts = batch_loss(
+            model, batch, objective=objective, alpha=alpha, end_id=end_id, autocast=autocast, observe=observe
+        )
         parts.total.backward()
         nats = (parts.total, parts.lm, parts.kd, parts.kl)
         sums += torch.stack(
@@ -90,11 +102,14 @@ def batch_loss(
     alpha: float,
     end_id: int | None,
     autocast: torch.autocast,
+    observe: Observer | None = None,
 ) -> LossParts:
     """The loss of one micro-batch, as sums over its counted labels."""
     head = head_of(model)
     with autocast:
         hidden_BTD = hidden_states(model, batch.ids_BT1[:, :-1], end_id=end_id)
+    if observe is not None:
+        observe(batch, head, hidden_BTD.detach())
     return linear_distill_loss(
         hidden_BTD.flatten(0, 1),
         head.weight_VD,

@@ -1,0 +1,64 @@
+"""Processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from predistill.errors import PredistillError
+
+__all__ = ["run"]
+
+
+def run(
+    work: Callable[..., None],
+    settings: dict[str, Any],
+    *,
+    times: int,
+    threads: int,
+    on_wait: Callable[[], None],
+) -> list[Exception]:
+    """As `launch.run_many`. The processes end with this one, unless it is killed outright."""
+    context = multiprocessing.get_context("spawn")  # a fork after torch has made threads may hang
+    processes, answers = [], []
+    try:
+        for rank in range(times):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_one, args=(theirs, work, settings, rank, threads), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            answers.append(ours)
+        while any(process.is_alive() for process in processes):
+            wait([process.sentinel for process in processes if process.is_alive()], timeout=0.5)
+            on_wait()
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    return [error for pair in zip(processes, answers, strict=True) if (error := _failure(*pair)) is not None]
+
+
+def _one(answer: Connection, work: Callable[..., None], settings: dict[str, Any], rank: int, threads: int) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)  # the accelerator to take, as under torchrun
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        work(**settings)
+    except PredistillError as error:
+        answer.send(error)
+    except KeyboardInterrupt:
+        answer.send(None)
+
+
+def _failure(process: Any, answer: Connection) -> Exception | None:
+    try:
+        if answer.poll() and (error := answer.recv()) is not None:
+            return error  # type: ignore[no-any-return]
+    except EOFError:
+        pass
+    if process.exitcode != 0:
+        return RuntimeError(f"process {process.pid} ended with exit code {process.exitcode}")
+    return None
