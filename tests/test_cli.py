@@ -131,6 +131,30 @@ def test_prepare_in_json_and_in_words(call: Callable[..., Ended], sample_text: P
     assert f"{facts['splits']['train']['rows']:,} rows" in words.out
 
 
+def test_selecting_in_json_and_in_words(call: Callable[..., Ended], corpus: Path, store: Path, tmp_path: Path) -> None:
+    flags = ("--out", tmp_path / "half", "--select", "0.5", "--seed", "1")
+    ended = call("prepare", corpus, *flags, "--json")
+    facts = json.loads(ended.out)
+    assert (ended.code, ended.err) == (0, "")
+    assert facts["fingerprint"] == Corpus(tmp_path / "half").fingerprint
+    words = call("prepare", corpus, *flags, "--overwrite").out
+    assert f"Kept {facts['selected'][0]['kept']['documents']:,} of" in words
+    for wrong, says in (
+        (("--by", store), "Give --select FRAC with them."),
+        (("--select", "0.5", "--by", store), "--by without --reference"),
+        (("--select", "0.5", "--reference", store), "--reference without --by"),
+        (("--select", "0.5", "--by", store, "--reference", store), "are one store"),
+        (("--select", "0.5", "--by", store, "--reference", store, "--seed", "1"), "--seed: does not go with --select"),
+        (("--select", "0.5", "--row-len", "32", "--skip-bad"), "--row-len, --skip-bad: does not go with --select"),
+        ((corpus, "--select", "0.5"), "Name one as the source."),
+        (("--select", "2"), "--select 2: give a fraction above 0"),
+    ):
+        refused = call("prepare", corpus, "--out", tmp_path / "new", *wrong)
+        assert (refused.code, refused.out) == (2, ""), wrong
+        assert says in refused.words, refused.words
+        assert not (tmp_path / "new").exists()
+
+
 def test_capture_and_store_in_json_and_in_words(
     call: Callable[..., Ended], corpus: Path, lm_run: Run, tmp_path: Path
 ) -> None:

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from predistill.store.decode import decode_rows
 from predistill.store.grids import GRIDS, Grid
+from predistill.store.raw import Form
 from predistill.store.record import Record, pack, parse
 from predistill.store.rows import RowTargets
-from predistill.store.streams import decode_rows, encode_row
+from predistill.store.streams import encode_row
 from tests.store.made import PERMUTATION, VOCABULARY, full_logprob, sampled_row, truncated_row
 
 RANK_OF = np.argsort(PERMUTATION).astype(np.uint32)
@@ -26,7 +28,15 @@ def encode(targets: RowTargets, grids: dict[str, Grid] = GRIDS) -> bytes:
 
 def decode(*data: bytes, id_of: np.ndarray = ID_OF, grids: dict[str, Grid] = GRIDS, **options: Any) -> RowTargets:
     records = [(parse(each), each) for each in data]
-    return decode_rows(records, id_of_rank_V=id_of, grids=grids, where=lambda i: f"record {i}: ", **options)
+    return decode_rows(
+        records,
+        row_ids=[record.row_id for record, _ in records],
+        form=Form.of(records[0][0], vocab_size=len(id_of)),
+        id_of_rank_V=id_of,
+        grids=grids,
+        where=lambda i: f"record {i}: ",
+        **options,
+    )
 
 
 def one_position(**changes: Any) -> RowTargets:

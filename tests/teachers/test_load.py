@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, CohereConfig, LlamaConfig, PreTrainedModel
 
 from predistill.assets import teacher_path
 from predistill.errors import TeacherError
 from predistill.fingerprint import file_sha256
 from predistill.runs import Run
-from predistill.teachers.load import load_teacher, teacher_facts
+from predistill.students.build import DeviceMap
+from predistill.students.forward import head_of, hidden_states
+from predistill.teachers import load
+from predistill.teachers.load import load_teacher, teacher_config, teacher_facts
 
 CPU = torch.device("cpu")
 INPUT_BT = torch.arange(24).reshape(2, 12)
@@ -25,9 +30,18 @@ SHAPE = LlamaConfig(
     num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False,
 )  # fmt: skip
 
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+)  # fmt: skip
+
 
 def loaded(path: str | Path, vocab_size: int = 160) -> PreTrainedModel:
     return load_teacher(path, vocab_size=vocab_size, device=CPU, dtype=torch.float32)
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    return head_of(model).logits(hidden_states(model, INPUT_BT, end_id=None))
 
 
 def saved(path: Path) -> PreTrainedModel:
@@ -110,6 +124,64 @@ def test_more_words_than_the_corpus_are_allowed_and_fewer_are_refused(tmp_path: 
         TeacherError, match=r"model: the teacher has 160 words .* 1,000.*predistill prepare --tokenizer"
     ):
         loaded(tmp_path / "model", 1000)
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+def test_a_device_map_changes_no_logits(device_map: DeviceMap, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model")
+    spread = load_teacher(
+        tmp_path / "model", vocab_size=160, device=CPU, dtype=torch.float32, device_map=device_map
+    )
+    assert not [p for p in spread.parameters() if p.requires_grad]
+    assert torch.equal(logits(spread), logits(model))
+
+
+def test_a_part_that_stays_on_the_disk_is_read_when_its_module_is_called(tmp_path: Path) -> None:
+    model = saved(tmp_path / "model")
+    device_map: DeviceMap = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.norm")}
+    device_map |= {"model.rotary_emb": "cpu", "model.layers.1": "disk", "lm_head": "disk"}
+    spread = load_teacher(
+        tmp_path / "model", vocab_size=160, device=CPU, dtype=torch.float32, device_map=device_map
+    )
+    head = head_of(spread)
+    assert head.weight_VD.device.type == "meta"
+    assert not head.plain
+    assert torch.equal(logits(spread), logits(model))
+
+
+def test_two_ways_to_spread_a_teacher_or_one_process_for_many_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    saved(tmp_path / "model")
+    spread: dict[str, Any] = {"vocab_size": 160, "device": CPU, "dtype": torch.float32, "tensor_parallel": True}
+    with pytest.raises(TeacherError, match=r"Take one\."):
+        load_teacher(tmp_path / "model", device_map="auto", **spread)
+    with pytest.raises(TeacherError, match=r"torchrun --nproc-per-node 2"):
+        load_teacher(tmp_path / "model", **spread)
+
+
+def test_an_architecture_whose_logits_are_made_in_an_unknown_way_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AutoModelForCausalLM.from_config(
+        CohereConfig(**{name: getattr(SHAPE, name) for name in SIZES}, logit_scale=0.25, layer_norm_bias=False)
+    ).save_pretrained(tmp_path / "model")
+    loaded(tmp_path / "model")
+    monkeypatch.setattr(load, "head_of", lambda model: replace(head_of(model), logit_scale=1.0))
+    with pytest.raises(TeacherError, match="CohereForCausalLM makes its logits in a way"):
+        loaded(tmp_path / "model")
+
+
+def test_a_teacher_s_configuration_tells_its_words_before_it_is_loaded(tmp_path: Path) -> None:
+    saved(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert teacher_config(tmp_path / "model", vocab_size=160).vocab_size == 160
+    with pytest.raises(TeacherError, match=r"the teacher has 160 words .* 161"):
+        teacher_config(tmp_path / "model", vocab_size=161)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(TeacherError, match="not a Hugging Face configuration"):
+        teacher_config(tmp_path / "model", vocab_size=160)
 
 
 def test_what_is_not_there_or_not_finished_is_said_to_be_so(tmp_path: Path, pd_run: Run) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -39,6 +40,7 @@ class Sampled:
         """Targets of logits [N, V] of any float type; label_N fills label_logprob_N."""
         shape, device = (len(logit_NV), self.draws), logit_NV.device
         uniform_NR = torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+        uniform_NR = _ascending(uniform_NR)  # found faster in order, and so are their ids
         tau = None if self.proposal_temperature == 1 else self.proposal_temperature
         return by_rows(lambda whole, rows: self._draw(whole, uniform_NR[rows]), logit_NV, label_N, tau=tau)
 
@@ -88,7 +90,6 @@ class Sampled:
         point_CR = uniform_CR * cumulative_CV[:, -1:]
         # right = True never lands on an id of probability 0.
         drawn_CR = torch.searchsorted(cumulative_CV, point_CR, right=True).clamp_(max=mass_CV.shape[1] - 1)
-        drawn_CR = drawn_CR.sort(dim=1).values
         entry_CR = torch.zeros_like(drawn_CR)
         entry_CR[:, 1:] = (drawn_CR[:, 1:] != drawn_CR[:, :-1]).cumsum(dim=1)
         width = int(entry_CR.max()) + 1 if len(entry_CR) else 1
@@ -107,3 +108,10 @@ class Sampled:
         assert logprob_NK is not None
         assert lse_tau_N is not None
         return (logprob_NK * (1 - 1 / self.proposal_temperature) + lse_tau_N[:, None]).exp()
+
+
+def _ascending(value_NR: Tensor) -> Tensor:
+    """Each position's values in order; numpy takes a seventh of torch's time on a CPU."""
+    if value_NR.device.type == "cpu":
+        return torch.from_numpy(np.sort(value_NR.numpy(), axis=1))
+    return value_NR.sort(dim=1).values

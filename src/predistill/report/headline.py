@@ -123,6 +123,8 @@ def _cost(gain: Gain) -> list[str]:
     run = gain.pairs[0].distilled
     clock = "processor time" if run.on_cpu else "wall-clock time"
     cost = f"In {clock}, training cost {fmean(ratios):.2f} times its baseline"
+    if run.live_teacher is not None:
+        return [f"{cost}, the forward passes of the teacher beside it ({run.live_teacher}) included."]
     captures = [store.capture for store in run.stores]
     passes = [(capture.cpu_seconds if run.on_cpu else capture.seconds) if capture else None for capture in captures]
     known = [seconds for seconds in passes if seconds is not None]

@@ -154,9 +154,11 @@ def _commands(records: Sequence[Record], rows: Sequence[Row], colour: Mapping[st
 
 
 def _provenance(records: Sequence[Record]) -> list[str]:
-    """Corpora, machines and versions, each distinct one once."""
+    """Corpora, live teachers, machines and versions, each distinct one once."""
     corpora = {fingerprint[:16]: None for record in records for fingerprint in record.corpora}
     lines = [f"Corpus {', '.join(corpora)}."] if corpora else []
+    live = sorted({record.live_teacher for record in records if record.live_teacher is not None})
+    lines += [f"Teacher beside the student: {', '.join(live)}."] if live else []
     for title, facts in (("Machine", [r.machine for r in records]), ("Made with", [r.versions for r in records])):
         lines += dict.fromkeys(f"{title}: {', '.join(f'{k} {v}' for k, v in fact.items())}." for fact in facts if fact)
     return lines

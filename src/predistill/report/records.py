@@ -78,6 +78,7 @@ class Record:
     stores: tuple[StoreUse, ...]
     versions: Mapping[str, Any]
     machine: Mapping[str, Any]
+    live_teacher: str | None = None  # the name of the model that ran beside the student
 
     @property
     def on_cpu(self) -> bool:
@@ -184,6 +185,7 @@ def read_record(run: Run) -> Record:
         ),
         versions=environment.get("versions", dict) or {},
         machine=environment.get("machine", dict) or {},
+        live_teacher=environment.get("inputs.teacher.name", str),
     )
 
 

@@ -200,7 +200,7 @@ def _apart(record: Record, namesakes: Sequence[Record]) -> dict[str, str]:
     """{"temperature": "2.0"}: the keys of the recipe in which recipes of one name differ, as they stand in this one."""
     alike = [other for other in namesakes if other.distilled == record.distilled]
     kind = {} if len(alike) == len(namesakes) else {"PD" if record.distilled else "LM": ""}
-    without = _NOT_IN_THE_LOSS | {"seed", "teacher"} | (frozenset() if record.distilled else _OBJECTIVE)
+    without = _NOT_IN_THE_LOSS | {"seed"} | (frozenset() if record.distilled else _OBJECTIVE)
     own, others = _flat(_settings(record, without)), [_flat(_settings(other, without)) for other in alike]
     keys = [key for key in own if any(other.get(key, own[key]) != own[key] for other in others)]
     differing = {re.sub(r"[.](kind|value|preset)$", "", key): str(own[key]) for key in keys}

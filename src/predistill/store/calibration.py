@@ -68,8 +68,6 @@ def _measured(sample: Sequence[RowTargets], permutation: npt.NDArray[np.int32]) 
         "mean_logit_std": mean([t.logit_std_N for t in sample]),
         "mean_entries": mean([t.length_N.astype(np.float32) for t in sample]),
         "kl_online_to_stored_nats": float(np.mean(kl)),
-            np.mean([kl_to_stored(row, stored_form(row, permutation)) for row in firsts])
-        ),
         "kl_rows": len(firsts),
     }
     if sample[0].log_rest_N is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from predistill.store.decode import decode_record
 from predistill.store.grids import GRIDS
-from predistill.store.record import parse
 from predistill.store.rows import RowTargets
-from predistill.store.streams import decode_rows, encode_row
+from predistill.store.streams import encode_row
 
 __all__ = ["kl_to_stored", "stored_form"]
 
@@ -18,7 +18,7 @@ def stored_form(row: RowTargets, id_of_rank_V: npt.NDArray[np.int32]) -> RowTarg
     rank_of_V = np.empty(len(id_of_rank_V), np.uint32)
     rank_of_V[id_of_rank_V] = np.arange(len(id_of_rank_V), dtype=np.uint32)
     data = encode_row(row, token_hash=0, rank_of_V=rank_of_V, grids=GRIDS)
-    return decode_rows([(parse(data), data)], id_of_rank_V=id_of_rank_V, grids=GRIDS, where=lambda _: "")
+    return decode_record(data, id_of_rank_V=id_of_rank_V, grids=GRIDS)
 
 
 def kl_to_stored(online: RowTargets, stored: RowTargets) -> float:

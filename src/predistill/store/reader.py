@@ -18,13 +18,15 @@ from predistill.files import parse_sealed_json
 from predistill.store import layout
 from predistill.store import record as frame
 from predistill.store.cache import DiskCache, default_cache
-from predistill.store.grids import grids_from_manifest
+from predistill.store.decode import decode_rows, values
+from predistill.store.grids import Grid, grids_from_manifest
 from predistill.store.index import Index
 from predistill.store.place import LocalPlace, open_place
+from predistill.store.raw import Form, Found, RawRows, read_raw, read_stream
 from predistill.store.record import KIND_SAMPLED, KIND_TRUNCATED, Record
 from predistill.store.rows import RowTargets
 from predistill.store.shard import Shard, parse_shard_name
-from predistill.store.streams import decode_rows
+from predistill.store.streams import PER_POSITION, STREAM_NAMES
 
 __all__ = ["Store"]
 
@@ -49,6 +51,14 @@ class Store:
         self._shards = [_Listed(*(entry[name] for name in _Listed._fields)) for entry in self.manifest.pop("shards")]
         self._cache = None if isinstance(self.place, LocalPlace) else (cache or default_cache())
         self._id_of_rank_V = self._read_permutation()
+        self._form = Form(
+            sampled=self._kind == KIND_SAMPLED,
+            positions=self.manifest["row_len"],
+            streams=frozenset(number for number, name in STREAM_NAMES.items() if name in self.manifest["streams"]),
+            vocab_size=len(self._id_of_rank_V),
+        )
+        cut = self.manifest.get("truncation") or self.manifest["sampling"]
+        self._most = min(int(cut.get("k") or cut.get("draws") or self._form.vocab_size), self._form.vocab_size)
         try:
             self._index = Index(self.place.file(layout.INDEX), store_id=self._store_id, rows=self._rows)
         except (OSError, ValueError) as error:
@@ -83,27 +93,74 @@ class Store:
             return np.ones(len(asked), bool)
         return np.array([self._line(int(row)).size > 0 for row in asked], bool)
 
+    @property
+    def grids(self) -> dict[str, Grid]:
+        """What the integers of `raw_rows` stand for."""
+        return dict(self._grids)
+
     def rows(
         self,
         indices: npt.ArrayLike,
         token_hashes: npt.ArrayLike | None = None,
         *,
         fields: Collection[str] | None = None,
+        absent_ok: bool = False,
+        scaled: bool = True,
     ) -> RowTargets:
         """The targets of the rows asked for, in the asked order; a row may be asked for more than once.
 
         `token_hashes`: `fingerprint.row_hash` of each asked row of the corpus, uint64; a row made from other tokens
-        is an error. `fields`: which of `OPTIONAL_FIELDS` to decode; None: all that are stored.
+        is an error. `fields`: which of `OPTIONAL_FIELDS` to decode; None: all that are stored. `absent_ok`: a row that
+        is not in the store has no entries, instead of being an error. `scaled` False: log-probabilities are those of
+        the grid, not shifted to the kept mass, so that they can be written again as they are.
         """
-        rows, found = self._records(indices, token_hashes)
-
-        def where(i: int) -> str:
-            return self._where(rows[i]) + ": "
-
+        rows, found = self._records(indices, token_hashes, absent_ok=absent_ok)
         try:
-            return decode_rows(found, id_of_rank_V=self._id_of_rank_V, grids=self._grids, fields=fields, where=where)
+            return decode_rows(
+                found,
+                row_ids=rows,
+                form=self._form,
+                id_of_rank_V=self._id_of_rank_V,
+                grids=self._grids,
+                fields=fields,
+                scaled=scaled,
+                where=lambda i: self._where(rows[i]) + ": ",
+            )
         except ValueError as error:
             raise self._damaged(str(error)) from None
+
+    def raw_rows(
+        self,
+        indices: npt.ArrayLike,
+        token_hashes: npt.ArrayLike | None = None,
+        *,
+        fields: Collection[str] | None = None,
+        absent_ok: bool = False,
+    ) -> RawRows:
+        """As `rows`, but the stored integers themselves; `finish` makes the targets of them, here or elsewhere."""
+        rows, found = self._records(indices, token_hashes, absent_ok=absent_ok)
+        try:
+            return read_raw(
+                found, row_ids=rows, form=self._form, fields=fields, where=lambda i: self._where(rows[i]) + ": "
+            )
+        except ValueError as error:
+            raise self._damaged(str(error)) from None
+
+    def column(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[np.float32]:
+        """One array per position of many rows, such as label_logprob_N, float32 [n * T]; nothing else is decoded."""
+        stream, grid = PER_POSITION[field]
+        if stream not in self._form.streams:
+            raise StoreError(
+                f"{self.path}: it holds no {field}; its streams are {', '.join(self.manifest['streams'])}."
+            )
+        rows, found = self._records(indices, None)
+        try:
+            q_N = read_stream(
+                found, stream, "<u2", positions=self._form.positions, where=lambda i: self._where(rows[i]) + ": "
+            )
+        except ValueError as error:
+            raise self._damaged(str(error)) from None
+        return np.take(values(self._grids[grid]), q_N)
 
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Check every checksum of every file, and that index and shards agree; `StoreError` at the first that fails.
@@ -153,8 +210,8 @@ class Store:
     # ---- records
 
     def _records(
-        self, indices: npt.ArrayLike, token_hashes: npt.ArrayLike | None
-    ) -> tuple[list[int], list[tuple[Record, bytes]]]:
+        self, indices: npt.ArrayLike, token_hashes: npt.ArrayLike | None, *, absent_ok: bool = False
+    ) -> tuple[list[int], list[Found]]:
         """(row numbers, their records): fetched side by side, checked one by one."""
         rows = [int(row) for row in np.asarray(indices).reshape(-1)]
         assert rows, "no row was asked for"
@@ -164,15 +221,15 @@ class Store:
         assert len(hashes) == len(rows)
         lines = [self._line(row) for row in rows]
         for row, line in zip(rows, lines, strict=True):
-            if not line.size:
+            if not line.size and not absent_ok:
                 raise StoreError(
                     f"{self.path}: row {row:,} is not in this store, which holds {self.totals['rows']:,} of "
                     f"{self._rows:,} rows. Capture it, or train without targets for it."
                 )
-        fetched = self._fetch(lines)
+        fetched = iter(self._fetch([line for line in lines if line.size]))
         return rows, [
-            (self._parsed(row, data, token_hash), data)
-            for row, data, token_hash in zip(rows, fetched, hashes, strict=True)
+            (self._parsed(row, data := next(fetched), token_hash), data) if line.size else None
+            for row, line, token_hash in zip(rows, lines, hashes, strict=True)
         ]
 
     def _line(self, row: int) -> _Line:
@@ -230,6 +287,8 @@ class Store:
     def _check(self, record: Record) -> None:
         if record.kind != self._kind or record.positions != self.manifest["row_len"]:
             raise ValueError("its kind or its length is not the manifest's")
+        if record.entries > record.positions * self._most:  # before anything is allocated for them
+            raise ValueError(f"it has {record.entries:,} entries, and {self._most:,} a position are the most")
 
     # ---- files
 

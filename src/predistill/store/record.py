@@ -16,6 +16,7 @@ import struct
 from typing import NamedTuple
 
 import google_crc32c
+import numpy as np
 
 from predistill.store.codec import CODECS, DTYPES
 
@@ -113,7 +114,7 @@ def parse(data: bytes) -> Record:
     record = parse_head(data)
     if record.bytes != len(data):
         raise ValueError(f"it is {record.bytes:,} bytes long, expected {len(data):,}")
-    body = data[record.streams[0].start : -_CRC.size] if record.streams else b""
+    body = np.frombuffer(data, np.uint8)[record.streams[0].start : -_CRC.size] if record.streams else b""  # no copy
     if google_crc32c.value(body) != _CRC.unpack_from(data, len(data) - _CRC.size)[0]:
         raise ValueError("its checksum does not match")
     return record
