@@ -104,11 +104,11 @@ SHARDS = 10_000
 SIZES = {"10 TB": 49 << 20, "0.1 TB": 49 << 13}  # rows
 
 
-def reader_memory(like: Path, work: Path) -> dict[str, Any]:
+def reader_memory(like: Path, scratch: Path) -> dict[str, Any]:
     """MiB that a fresh process grows by on opening a store, and with so many random rows looked up in its index."""
     found = {}
     for name, rows in SIZES.items():
-        folder = work / "made-up-store"
+        folder = scratch / "made-up-store"
         try:
             _make_up(folder, like, rows)
             with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from predistill.errors import RecipeError
-from predistill.objective import KLD, NLL, WSD, Constant, Ghost, Renormalise, Sampled, Static, TopPK
-from predistill.recipe import read_recipe
+from predistill.objective import KLD, NLL, WSD, Constant, Full, Ghost, Renormalise, Sampled, Static, TopPK
+from predistill.recipe import LiveTeaching, LogTargets, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 LR = {"kind": "constant", "value": 0.001}
@@ -42,11 +42,67 @@ def test_every_shipped_recipe_is_valid(path: Path) -> None:
     assert read_recipe(path).steps > 0
 
 
+LIVE: dict[str, Any] = LM | {"teacher": {"kind": "live", "model": "teachers/large"}}
+LOG: dict[str, Any] = LM | {"log_targets": {"out": "stores/online"}, "tokens": 6400}
+
+
+def test_a_live_teacher_names_its_model_and_no_store() -> None:
+    recipe = read_recipe(LIVE)
+    assert recipe.taught
+    assert recipe.teacher == LiveTeaching(model="teachers/large", dtype="fp32")
+    assert read_recipe(PD, ["teacher.kind=live", "teacher.model=m"]).corpus[0].store == "s", "named, and not read"
+    sentence = "recipe: teacher.live.model is missing. Name a Hugging Face directory, a .gguf file, or a finished run."
+    assert refusal(LM | {"teacher": {"kind": "live"}}) == sentence
+    assert "teacher.live.dtype is 'int8'" in refusal(LIVE, "teacher.dtype=int8")
+    assert 'did you mean "live"? One of none, stored, live.' in refusal(LIVE, "teacher.kind=lvie")
+    assert "teacher.stored.model is not a known key" in refusal(PD, "teacher.model=m")
+
+
+def test_a_live_teacher_allows_what_no_store_can_give() -> None:
+    tempered = {"tail": {"kind": "ghost"}, "temperature": {"kind": "static", "value": 2.0}}
+    assert read_recipe(LIVE | tempered).tail == Ghost()
+    assert read_recipe(LIVE | {"truncation": {"kind": "full"}}).truncation == Full()
+    scaled = {"temperature": {"kind": "entropy"}}
+    assert "mean_entropy_nats" in refusal(LIVE | scaled)
+    assert read_recipe(LIVE | scaled, ["temperature.reference=3"]).temperature.kind == "entropy"
+    assert "use tail renormalise, or truncation full" in refusal(
+        LIVE | {"temperature": {"kind": "entropy", "reference": 3.0}, "tail": {"kind": "ghost"}}
+    )
+
+
+def test_targets_are_logged_in_the_last_quarter_unless_told() -> None:
+    assert read_recipe(LM).log_targets is None
+    assert not read_recipe(LM).logged_steps
+    recipe = read_recipe(LOG)
+    assert recipe.log_targets == LogTargets(out="stores/online", from_frac=0.75, to_frac=1.0, rows=None)
+    assert recipe.log_targets.truncation == TopPK(p=0.95, k=100)
+    assert recipe.logged_steps == range(75, 100)
+    assert read_recipe(LOG, ["log_targets.from_frac=0", "log_targets.to_frac=0.25"]).logged_steps == range(25)
+    assert read_recipe(LOG, ["log_targets.rows=2K"]).log_targets.rows == 2000  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("log_targets.to_frac=0.75", "no step lies between from_frac 0.75 and to_frac 0.75 of 100 steps"),
+        ("log_targets.truncation.kind=full", "log_targets.truncation is full"),
+        ("log_targets.truncation={kind: sampled, draws: 5, proposal_temperature: 2}", "use 1."),
+        ("log_targets.form_frac=0.5", 'log_targets.form_frac is not a known key; did you mean "from_frac"?'),
+        ("log_targets.truncation={kind: top_k, p: 5}", "log_targets.truncation.top_k"),
+        ("log_targets.from_frac=1", "log_targets.from_frac"),
+        ("log_targets={}", "log_targets.out is missing."),
+        ("corpus=[{path: a}, {path: b}]", "this recipe mixes 2"),
+    ],
+)
+def test_a_log_that_cannot_be_is_refused(override: str, words: str) -> None:
+    assert words in refusal(LOG, override)
+
+
 def test_there_are_shipped_recipes() -> None:
     assert len(RECIPES) >= 3
 
 
-@pytest.mark.parametrize("content", [LM, PD])
+@pytest.mark.parametrize("content", [LM, PD, LIVE, LOG])
 def test_a_resolved_recipe_is_the_same_recipe(content: dict[str, Any]) -> None:
     recipe = read_recipe(content)
     again = yaml.safe_load(yaml.safe_dump(recipe.resolved()))

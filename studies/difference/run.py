@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python studies/difference/run.py OUT    (goes on where it was; $PREDISTILL_DATA: the corpora)
 
 Text: every twelfth document of each corpus, 3.5M tokens. Teacher: the embedded one. Reference: a nano-xs student on 1M
-tokens of the same corpus. Students: nano-s, text alone, 1M tokens; seed s reads the difference half, or the random half
-that is drawn with seed s. One held-out split for all. Records are kept here, README.md says what they mean.
+tokens of the same corpus. Students: nano-s, text alone, 1M tokens; seed s reads the difference half, the half of each
+source that difference sampling keeps there (within), or the random half that is drawn with seed s. One held-out split
+for all. Records are kept here, README.md says what they mean.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tokenizers import Tokenizer
 
 from predistill.assets import teacher_path, tokenizer_path
 from predistill.corpus import Corpus
-from predistill.corpus.chosen import document_hashes, document_stops
+from predistill.corpus.chosen import copy_chosen, document_hashes, document_stops
 from predistill.memory import keep_freed_memory
 from predistill.objective import TopK
 from predistill.recipe import read_recipe
@@ -42,6 +43,7 @@ from predistill.store import Store
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("PREDISTILL_DATA", HERE.parents[2] / "shared" / "data"))
 EVERY, HELD_OUT, FRAC, SEEDS = 12, 0.03, 0.5, range(5)  # the teacher never saw documents of the held-out 3 %
+ARMS = ("random", "difference", "within")
 RECORDS = ("recipe.yaml", "environment.json", "metrics.jsonl", "evaluation.json", "DONE")
 CHEAP = TopK(k=1)  # a store keeps the label's log-probability whatever else it keeps
 
@@ -60,10 +62,18 @@ def main() -> None:
         capture(model, corpus="corpus", out=f"store-{name}", truncation=CHEAP)
     if not Path("difference-half").exists():
         select("corpus", out="difference-half", frac=FRAC, by="store-teacher", reference="store-reference")
+    if not Path("within-half").exists():
+        scored = Scored(Corpus("corpus"))
+        facts = {"selected": [{"corpus": scored.corpus.fingerprint, "frac": FRAC, "score": "difference within source"}]}
+        chosen_D = scored.halves("within")[0]
+        copy_chosen(
+            scored.corpus, chosen_D, scored.stop_D, out=Path("within-half"), facts=facts, on_bytes=lambda _: None
+        )
     for seed in SEEDS:
         if not Path(f"random-half-{seed}").exists():
             select("corpus", out=f"random-half-{seed}", frac=FRAC, seed=seed)
-        for arm, half in (("random", f"random-half-{seed}"), ("difference", "difference-half")):
+        for arm in ARMS:
+            half = f"random-half-{seed}" if arm == "random" else f"{arm}-half"
             run = trained(arm, f"seed={seed}", f"corpus=[{{path: {half}}}]")
             capture(run, corpus="corpus", out=f"store-{run.name}", truncation=CHEAP, split="held_out")
     found = {"losses": losses(), "selection": selection(), "held_out_by_source": held_out_by_source()}
@@ -96,16 +106,45 @@ def trained(name: str, *overrides: str) -> Path:
     return run.path
 
 
+class Scored:
+    """The training documents, their scores and sources, and the halves of each arm, one a seed where it is random."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self.stop_D = document_stops(corpus)
+        self.label_D = np.diff(self.stop_D, prepend=0)
+        self.score_D = difference_scores(corpus, self.stop_D, Store("store-teacher"), Store("store-reference"))
+        self.source_D = sources(corpus, self.stop_D)
+
+    def halves(self, arm: str) -> list[np.ndarray]:
+        """The chosen documents."""
+        if arm == "difference":
+            return [top_documents(self.score_D, self.stop_D, frac=FRAC)]
+        if arm == "random":
+            hashes = (document_hashes(self.corpus, self.stop_D, seed=seed) / 2.0**64 for seed in SEEDS)
+            return [top_documents(hash_D, self.stop_D, frac=FRAC) for hash_D in hashes]
+        chosen_D = np.zeros(len(self.stop_D), dtype=bool)
+        for name in set(self.source_D.tolist()):
+            here = self.source_D == name
+            chosen_D[here] = top_documents(self.score_D[here], np.cumsum(self.label_D[here]), frac=FRAC)
+        return [chosen_D]
+
+
 def losses() -> dict[str, Any]:
-    """Held-out nats a token of each arm by seed, and the paired difference with its 95 % interval over seeds."""
+    """Held-out nats a token of each arm by seed; the paired differences to random with 95 % intervals over seeds."""
     found = {
         arm: [
             json.loads(Path(f"runs/{arm}-seed{seed}/evaluation.json").read_text())["heldout"]["loss_nats"]
             for seed in SEEDS
         ]
-        for arm in ("random", "difference")
+        for arm in ARMS
     }
-    return {**found, **paired(found["difference"], found["random"])}
+    return {**found, **against_random(found)}
+
+
+def against_random(losses: dict[str, list[float]]) -> dict[str, Any]:
+    """The other arms' losses less the random arm's, seed by seed."""
+    return {f"{arm}_less_random": paired(losses[arm], losses["random"]) for arm in ARMS[1:]}
 
 
 def paired(ours: list[float], theirs: list[float]) -> dict[str, Any]:
@@ -117,61 +156,51 @@ def paired(ours: list[float], theirs: list[float]) -> dict[str, Any]:
 
 
 def selection() -> dict[str, Any]:
-    """What the halves hold: the manifests' words, scores of the random halves, and each source's share."""
-    corpus = Corpus("corpus")
-    stop_D = document_stops(corpus)
-    label_D = np.diff(stop_D, prepend=0)
-    score_D = difference_scores(corpus, stop_D, Store("store-teacher"), Store("store-reference"))
-    random_D = [top_documents(document_hashes(corpus, stop_D, seed=s) / 2.0**64, stop_D, frac=FRAC) for s in SEEDS]
-    halves = {"difference": [top_documents(score_D, stop_D, frac=FRAC)], "random": random_D}
-    source_D = sources(corpus, stop_D)
+    """What the halves hold: the manifest's words, the mean scores of each arm's halves, each source's kept share."""
+    scored = Scored(Corpus("corpus"))
+    halves = {arm: scored.halves(arm) for arm in ARMS}
+
+    def source(name: str) -> dict[str, Any]:
+        here = scored.source_D == name
+        tokens = int(scored.label_D[here].sum())
+        shares = {
+            f"kept_{arm}": fmean(float(scored.label_D[half & here].sum() / tokens) for half in found)
+            for arm, found in halves.items()
+        }
+        score = float(np.average(scored.score_D[here], weights=scored.label_D[here]))
+        return {"documents": int(here.sum()), "tokens": tokens, "score_by_token": score, **shares}
+
     return {
         "manifest": Corpus("difference-half").manifest["selected"],
-        "random_mean_score": [float(score_D[half].mean()) for half in random_D],
+        "documents": {arm: [int(half.sum()) for half in found] for arm, found in halves.items()},
+        "mean_score": {arm: [float(scored.score_D[half].mean()) for half in found] for arm, found in halves.items()},
         "mean_score_by_token": {
-            arm: fmean(float(np.average(score_D[half], weights=label_D[half])) for half in found)
+            arm: [float(np.average(scored.score_D[half], weights=scored.label_D[half])) for half in found]
             for arm, found in halves.items()
         },
-        "sources": {
-            name: {
-                "documents": int((source_D == name).sum()),
-                "tokens": int(label_D[source_D == name].sum()),
-                "mean_score": float(score_D[source_D == name].mean()),
-                **{
-                    f"kept_{arm}": fmean(
-                        float(label_D[half & (source_D == name)].sum() / label_D[source_D == name].sum())
-                        for half in found
-                    )
-                    for arm, found in halves.items()
-                },
-            }
-            for name in sorted(set(source_D.tolist()))
-        },
+        "sources": {name: source(name) for name in sorted(set(scored.source_D.tolist()))},
     }
 
 
 def held_out_by_source() -> dict[str, Any]:
-    """The held-out loss of each source's documents, and the paired difference."""
+    """The held-out loss of each source's documents, and the paired differences."""
     corpus = Corpus("corpus", "held_out")
     stop_D = document_stops(corpus)
     source_D = sources(corpus, stop_D)
     source_N = np.repeat(source_D, np.diff(stop_D, prepend=0))
-    loss_N = {}
-    for arm in ("random", "difference"):
-        for seed in SEEDS:
-            targets = Store(f"store-{arm}-seed{seed}").rows(np.arange(len(corpus)), fields=("label_logprob_N",))
-            assert targets.label_logprob_N is not None
-            loss_N[arm, seed] = -targets.label_logprob_N.astype(np.float64)
+
+    def loss_N(arm: str, seed: int) -> np.ndarray:
+        targets = Store(f"store-{arm}-seed{seed}").rows(np.arange(len(corpus)), fields=("label_logprob_N",))
+        assert targets.label_logprob_N is not None
+        return -targets.label_logprob_N.astype(np.float64)
+
+    losses = {arm: [loss_N(arm, seed) for seed in SEEDS] for arm in ARMS}
     found = {}
     for name in sorted(set(source_D.tolist())):
         here = source_N == name
-        arms = {arm: [float(loss_N[arm, seed][here].mean()) for seed in SEEDS] for arm in ("random", "difference")}
-        found[name] = {
-            "documents": int((source_D == name).sum()),
-            "tokens": int(here.sum()),
-            **{arm: fmean(values) for arm, values in arms.items()},
-            **paired(arms["difference"], arms["random"]),
-        }
+        means = {arm: [float(loss[here].mean()) for loss in by_seed] for arm, by_seed in losses.items()}
+        facts = {"documents": int((source_D == name).sum()), "tokens": int(here.sum())}
+        found[name] = facts | {arm: fmean(values) for arm, values in means.items()} | against_random(means)
     return found
 
 

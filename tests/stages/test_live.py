@@ -103,7 +103,11 @@ def test_a_live_teacher_draws_exactly_what_a_capture_draws(corpus: Path, lm_run:
         {"truncation": {"kind": "full"}},
         {"truncation": {"kind": "full"}, "tail": {"kind": "zero"}, "temperature": {"kind": "norm_kd"}},
         {"truncation": {"kind": "full"}, "tail": {"kind": "ghost"}, "temperature": {"kind": "std", "reference": 2.0}},
-        {"truncation": {"kind": "top_k", "k": 5}, "tail": {"kind": "ghost"}, "temperature": {"kind": "static", "value": 2}},
+        {
+            "truncation": {"kind": "top_k", "k": 5},
+            "tail": {"kind": "ghost"},
+            "temperature": {"kind": "static", "value": 2},
+        },
         {"tail": {"kind": "to_label"}, "temperature": {"kind": "static", "value": 0.5, "sides": "both"}},
         {"tail": {"kind": "uniform"}, "temperature": {"kind": "static", "value": 2}, "loss": {"kind": "reverse_kld"}},
         {"tail": {"kind": "zero"}, "temperature": {"kind": "wttm", "value": 2}},
@@ -261,7 +265,9 @@ def test_a_teacher_of_fewer_words_is_refused_and_nothing_is_written(corpus: Path
     refused(content, tmp_path, TeacherError, "1,000 words", "2,048", "predistill prepare --tokenizer")
 
 
-def test_a_scaled_temperature_without_a_reference_is_refused_with_where_to_find_one(corpus: Path, tmp_path: Path) -> None:
+def test_a_scaled_temperature_without_a_reference_is_refused_with_where_to_find_one(
+    corpus: Path, tmp_path: Path
+) -> None:
     content = recipe_content(corpus, **live(teacher_path()), temperature={"kind": "std"})
     refused(content, tmp_path, RecipeError, "temperature.reference", "mean_logit_std", "store inspect")
 
@@ -289,5 +295,3 @@ def test_the_records_name_the_teacher(live_run: Run, lm_run: Run, tmp_path: Path
     page = report([tmp_path], out=tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"Teacher beside the student: {lm_run.path.name}." in page
     assert f"the forward passes of the teacher beside it ({lm_run.path.name}) included" in page
-
-

@@ -87,7 +87,9 @@ def test_a_tempered_normaliser_is_over_the_whole_vocabulary() -> None:
     assert torch.allclose(found.lse_tau_N, (dense.logprob_NK / 2.0).logsumexp(dim=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("truncation", [TopPK(p=0.9, k=20), Sampled(draws=30), Sampled(draws=30, proposal_temperature=2.0)])
+@pytest.mark.parametrize(
+    "truncation", [TopPK(p=0.9, k=20), Sampled(draws=30), Sampled(draws=30, proposal_temperature=2.0)]
+)
 def test_a_row_s_targets_are_its_own_whatever_the_batch_and_the_piece(
     truncation: TopPK | Sampled, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,9 +129,7 @@ def test_more_words_than_the_corpus_are_allowed_and_fewer_are_refused(tmp_path: 
 @pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
 def test_a_device_map_changes_no_logits(device_map: DeviceMap, tmp_path: Path) -> None:
     model = saved(tmp_path / "model")
-    spread = load_teacher(
-        tmp_path / "model", vocab_size=160, device=CPU, dtype=torch.float32, device_map=device_map
-    )
+    spread = load_teacher(tmp_path / "model", vocab_size=160, device=CPU, dtype=torch.float32, device_map=device_map)
     assert not [p for p in spread.parameters() if p.requires_grad]
     assert torch.equal(logits(spread), logits(model))
 
@@ -140,9 +138,7 @@ def test_a_part_that_stays_on_the_disk_is_read_when_its_module_is_called(tmp_pat
     model = saved(tmp_path / "model")
     device_map: DeviceMap = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.norm")}
     device_map |= {"model.rotary_emb": "cpu", "model.layers.1": "disk", "lm_head": "disk"}
-    spread = load_teacher(
-        tmp_path / "model", vocab_size=160, device=CPU, dtype=torch.float32, device_map=device_map
-    )
+    spread = load_teacher(tmp_path / "model", vocab_size=160, device=CPU, dtype=torch.float32, device_map=device_map)
     head = head_of(spread)
     assert head.weight_VD.device.type == "meta"
     assert not head.plain

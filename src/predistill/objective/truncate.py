@@ -161,16 +161,16 @@ def _smallest_on_cpu(gap_CV: Tensor, bound_C1: Tensor | None, count: int) -> Ten
     positions, vocabulary = gap_CV.shape
     if bound_C1 is None:
         bound_C1 = gap_CV.new_full((positions, 1), torch.inf)
-    # Of the least gaps of disjoint blocks the count-th is no smaller than the count-th of all, and hardly larger where
-    # blocks are many. Ids that are equal modulo their number are a block; 32: so many gaps torch compares at once.
-    blocks = -(-2 * count // 32) * 32
-    if (rows := vocabulary // blocks) > 1:
-        least_CB = gap_CV[:, : rows * blocks].unflatten(1, (rows, blocks)).amin(dim=1)
-    else:
-        least_CB = gap_CV
-    near_C1 = np.partition(least_CB.numpy(), count - 1, axis=1)[:, count - 1 : count]
+    if count < vocabulary:
+        # Of the least gaps of disjoint blocks the count-th is no smaller than the count-th of all, and hardly larger
+        # where blocks are many. Ids equal modulo their number are a block; 32: so many gaps torch compares at once.
+        blocks, least_CB = -(-2 * count // 32) * 32, gap_CV
+        if (rows := vocabulary // blocks) > 1:
+            least_CB = gap_CV[:, : rows * blocks].unflatten(1, (rows, blocks)).amin(dim=1)
+        near_C1 = np.partition(least_CB.numpy(), count - 1, axis=1)[:, count - 1 : count]
+        bound_C1 = bound_C1.minimum(torch.from_numpy(near_C1))
     gaps = gap_CV.numpy()
-    place_E = _places(gaps <= np.minimum(near_C1, bound_C1.numpy()))
+    place_E = _places(gaps <= bound_C1.numpy())
     start_C = np.arange(positions) * vocabulary
     length_C = np.diff(np.searchsorted(place_E, start_C), append=len(place_E))
     key_E = np.take(gaps.view(np.int32), place_E).astype(np.int64) << 32

@@ -17,7 +17,7 @@ from predistill.objective.targets import SparseTargets, concatenate
 
 __all__ = ["Whole", "by_rows", "mass"]
 
-CHUNK_ELEMENTS = 1 << 20  # of [C, V]: the temporaries stay in a CPU's cache
+CHUNK_ELEMENTS = 1 << 19  # of [C, V]: the temporaries stay in a CPU's cache
 WIDE_ELEMENTS = 1 << 26  # on an accelerator, which waits for itself where a step is too small
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from predistill.objective import SparseTargets
+if TYPE_CHECKING:  # a process that only reads a store does without torch
+    from predistill.objective import SparseTargets
 
 __all__ = ["Teacher"]
 
