@@ -11,9 +11,9 @@ Writes benchmarks/results/store.json. What cannot be had (the teacher, a peer) i
   floor            order-0 entropy of the values of a stream over all rows: what a perfect coder of single values needs
   grid_error       of a log-probability on its grid; read_error has the shift to the kept mass in it as well, nats
   kl               of the kept part, both sides normalised over it, nats a position
-  speed            entries a CPU second, one thread, page cache warm, our checksums included; medians over the rounds, in
-                   which the case that begins moves on; ratios are taken within a round. Twice: with the allocator as
-                   it comes, which the targets go by, and with predistill's setting of it, which spares page faults
+  speed            entries a CPU second, one thread, page cache warm, our checksums included. One row read by a call,
+                   and four: DistillKit's speed hangs on it. Medians over the rounds, each of which begins with another
+                   case; ratios are taken within a round
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +40,9 @@ from predistill.memory import keep_freed_memory
 from predistill.store import RowTargets, Store, StoreWriter
 
 ROUNDS = 5
-ROWS_A_READ = 4  # of 2,048 positions: a batch
+TOGETHER = (1, 4)  # rows read by one call
 FEW = 4  # rows, where a peer is slow and its bytes a position are fixed
+MEGATRON_TAR, SAMPLED_KD = "Megatron-LM", "sampled-KD"
 
 
 VOCABULARY = {"smollm2": 49_152, "mixture": MIXTURE_WORDS}
@@ -49,11 +51,15 @@ VOCABULARY = {"smollm2": 49_152, "mixture": MIXTURE_WORDS}
 class Work(NamedTuple):
     """Something to time, and how many entries it is worth."""
 
+    case: str
+    who: str
+    together: int  # rows
     run: Callable[[], object]
     entries: int
 
 
 def main() -> None:
+    keep_freed_memory()  # as the program does; the peers are no slower for it
     torch.set_num_threads(1)
     work = work_folder()
     rows = {name: targets_of(name, work) for name in VOCABULARY}
@@ -66,45 +72,41 @@ def main() -> None:
         "peers": {origin.checkout: version_of(origin) for origin in (MEGATRON, DISTILLKIT, peers.SAMPLED_KD)},
         "teachers": dict.fromkeys(VOCABULARY, "absent: $PREDISTILL_GGUF names no file"),
     }
-    works: dict[str, dict[str, Work]] = {}
     with tempfile.TemporaryDirectory(dir=work) as temporary:
         folder = Path(temporary)
         for name, arrays in rows.items():
             if arrays is not None:
-                works[name] = {}
-                content["teachers"][name] = measured(folder / name, arrays, name, works[name])
-        for allocator in ("as it comes", "keep_freed_memory"):
-            if allocator != "as it comes":
-                keep_freed_memory()
-            for name in works:
-                speeds = entries_a_second(works[name])
-                content["teachers"][name]["speed"][allocator] = {work: speed_of(work, speeds) for work in speeds}
+                content["teachers"][name] = measured(folder / name, arrays, name)
         first = next(name for name, arrays in rows.items() if arrays is not None)
         content["bit_flips"] = bit_flips(folder / "flips", rows[first][:2], VOCABULARY[first])
         content["reader_memory"] = reader_memory(folder / first / "top-.95-100", folder)
     write_record("store", {**content, "targets": answers(content)})
 
 
-def measured(folder: Path, rows: list[Arrays], teacher: str, works: dict[str, Work]) -> dict[str, Any]:
-    """One teacher: every cut in our store and in the peers'. What there is to time joins `works`."""
-    cases, vocabulary = {}, VOCABULARY[teacher]
+def measured(folder: Path, rows: list[Arrays], teacher: str) -> dict[str, Any]:
+    """One teacher: every cut in our store and in the peers'; then all of them are read in turns."""
+    cases, works, vocabulary = {}, [], VOCABULARY[teacher]
     for name, cut in CUTS.items():
         targets = [row_targets(arrays, row, cut) for row, arrays in enumerate(rows)]
         store = built(folder / name, targets, rows, cut, vocabulary)
         case = {**sizes(store, targets), **fidelity(store, targets)}
-        works[name] = Work(lambda store=store: read_all(store), store.totals["entries"])
-        with StoreWriter(folder / f"{name}-encode", manifest=facts_of(cut), permutation=store.permutation) as writer:
-            some = targets[:: max(1, len(targets) // 8)]
-            works[f"{name}: encode"] = Work(
-                lambda some=some, writer=writer: [writer.packed(int(t.row_ids[0]), 0, t) for t in some],
-                sum(len(t.ids_E) for t in some),
-            )
+        works += [Work(name, "ours", n, partial(read_all, store, n), store.totals["entries"]) for n in TOGETHER]
+        works.append(encoding(folder / f"{name}-encode", name, targets, store))
         if name == "top-.95-100":
             case["random_row_2048"] = random_row(store)
             short = [piece for arrays in rows[: len(rows) // 4] for piece in split(arrays, ROW_LEN // 8)]
             targets_256 = [row_targets(arrays, row, cut) for row, arrays in enumerate(short)]
             case["random_row_256"] = random_row(built(folder / f"{name}-256", targets_256, short, cut, vocabulary))
-        case["peers"] = beside(folder / f"{name}-peers", name, rows, targets, vocabulary, works)
+        case["peers"] = {}
+        for peer in peers_of(name):
+            for n in TOGETHER:
+                try:
+                    store_of_peer = written(folder / f"{name}-{n}", name, peer, rows, vocabulary, together=n)
+                except (ImportError, AttributeError, OSError) as error:
+                    case["peers"][peer] = {"absent": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+                    continue
+                case["peers"][peer] = sizes_of_peer(store_of_peer, targets)
+                works.append(Work(name, peer, n, store_of_peer.read, store_of_peer.entries))
         cases[name] = case
     facts = {
         "vocabulary": vocabulary,
@@ -114,61 +116,65 @@ def measured(folder: Path, rows: list[Arrays], teacher: str, works: dict[str, Wo
         "loss_nats": round(float(-np.mean([arrays["label"] for arrays in rows])), 3),
         "entropy_nats": round(float(np.mean([arrays["entropy"] for arrays in rows])), 3),
     }
-    return {**facts, "cases": cases, "speed": {}}
+    return {**facts, "cases": cases, "speed": speeds_of(works)}
 
 
-def read_all(store: Store) -> None:
-    for start in range(0, len(store), ROWS_A_READ):
-        store.rows(np.arange(start, min(start + ROWS_A_READ, len(store))), fields=())
+def read_all(store: Store, together: int) -> None:
+    for start in range(0, len(store), together):
+        store.rows(np.arange(start, min(start + together, len(store))), fields=())
 
 
-def beside(
-    folder: Path, case: str, rows: list[Arrays], targets: list[RowTargets], vocabulary: int, works: dict[str, Work]
-) -> dict[str, Any]:
-    """What the peers' stores of the same positions hold; their readers join the works to time."""
-    found = {}
-    for name, make in peer_stores(folder, case, rows, vocabulary).items():
-        try:
-            peer = make()
-        except (ImportError, AttributeError, OSError) as error:
-            found[name] = {"absent": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-            continue
-        some = targets[: peer.positions // ROW_LEN]
-        found[name] = {
-            "rows": len(some),
-            "entries_a_position": round(peer.entries / peer.positions, 2),
-            "bytes_a_position": round(peer.bytes / peer.positions, 2),
-            "bytes_an_entry": round(peer.bytes / peer.entries, 3),
-        }
-        if isinstance(peer, peers.SampledRecords):
-            found[name] |= peer.losses(sum(int(t.count_E.sum()) for t in some if t.count_E is not None))
-        else:
-            found[name] |= errors_of(peer, some)
-        if isinstance(peer, peers.DistillKitParquet):
-            found[name]["codec_bytes_a_position"] = round(peer.codec_bytes / peer.positions, 2)
-        works[f"{case}: {name}"] = Work(peer.read, peer.entries)
-    return found
+def encoding(folder: Path, case: str, targets: list[RowTargets], store: Store) -> Work:
+    some = targets[:: max(1, len(targets) // 8)]
+    with StoreWriter(folder, manifest=facts_of(CUTS[case]), permutation=store.permutation) as writer:
+        return Work(
+            case,
+            "ours, encoding",
+            1,
+            lambda: [writer.packed(int(t.row_ids[0]), 0, t) for t in some],
+            sum(len(t.ids_E) for t in some),
+        )
 
 
-def peer_stores(
-    folder: Path, case: str, rows: list[Arrays], vocabulary: int
-) -> dict[str, Callable[[], peers.MegatronTar | peers.DistillKitParquet | peers.SampledRecords]]:
-    def distillkit(k: int, form: str) -> peers.DistillKitParquet:
-        return peers.DistillKitParquet(folder / form, rows[:FEW], k=k, vocabulary=vocabulary, form=form)
-
-    if case == "sampled-50":
-        return {"sampled-KD": lambda: peers.SampledRecords(folder / "sampled", rows[: FEW // 2], vocabulary=vocabulary)}
-    cut, lower = CUTS[case], "DistillKit budget" if CUTS[case].k == 50 else "DistillKit recommended"
-    assert cut.k is not None
-    k = cut.k
-    tar = {"Megatron-LM": lambda: peers.MegatronTar(folder / "tar", rows, k=k, p=cut.p)}
-    if case == "top-.95-100":  # it has no top-p: its files are those of top-100
-        return {**tar}
+def peers_of(case: str) -> tuple[str, ...]:
+    """DistillKit has no top-p: its files are those of top-100."""
     return {
-        **tar,
-        "DistillKit exact": lambda: distillkit(k, "exact"),
-        lower: lambda: distillkit(k, lower.removeprefix("DistillKit ")),
+        "top-.95-100": (MEGATRON_TAR,),
+        "top-100": (MEGATRON_TAR, "DistillKit exact", "DistillKit recommended"),
+        "top-.95-50": (MEGATRON_TAR, "DistillKit exact", "DistillKit budget"),
+        "sampled-50": (SAMPLED_KD,),
+    }[case]
+
+
+def written(
+    folder: Path, case: str, peer: str, rows: list[Arrays], vocabulary: int, *, together: int
+) -> peers.MegatronTar | peers.DistillKitParquet | peers.SampledRecords:
+    folder /= peer
+    if peer == SAMPLED_KD:
+        return peers.SampledRecords(folder, rows[: FEW // 2], vocabulary=vocabulary)
+    p, k = CUTS[case]
+    assert k is not None
+    if peer == MEGATRON_TAR:
+        return peers.MegatronTar(folder, rows, together=together, k=k, p=p)
+    form = peer.removeprefix("DistillKit ")
+    return peers.DistillKitParquet(folder, rows[:FEW], together=together, k=k, vocabulary=vocabulary, form=form)
+
+
+def sizes_of_peer(
+    peer: peers.MegatronTar | peers.DistillKitParquet | peers.SampledRecords, targets: list[RowTargets]
+) -> dict[str, Any]:
+    some = targets[: peer.positions // ROW_LEN]
+    found: dict[str, Any] = {
+        "rows": len(some),
+        "entries_a_position": round(peer.entries / peer.positions, 2),
+        "bytes_a_position": round(peer.bytes / peer.positions, 2),
+        "bytes_an_entry": round(peer.bytes / peer.entries, 3),
     }
+    if isinstance(peer, peers.SampledRecords):
+        return found | peer.losses(sum(int(t.count_E.sum()) for t in some if t.count_E is not None))
+    if isinstance(peer, peers.DistillKitParquet):
+        found["codec_bytes_a_position"] = round(peer.codec_bytes / peer.positions, 2)
+    return found | errors_of(peer, some)
 
 
 def errors_of(peer: peers.MegatronTar | peers.DistillKitParquet, targets: list[RowTargets]) -> dict[str, float]:
@@ -179,9 +185,7 @@ def errors_of(peer: peers.MegatronTar | peers.DistillKitParquet, targets: list[R
         kept_TK = np.arange(values_TK.shape[1]) < t.length_N[:, None]
         true_TK = np.zeros(kept_TK.shape, np.float32)
         true_TK[kept_TK] = t.logprob_E
-        kept_TK &= (
-            values_TK > peers.SENTINEL / 2
-        )  # Megatron's sums are of float32: once in a while it keeps an entry less
+        kept_TK &= values_TK > peers.SENTINEL / 2  # Megatron sums in float32: rarely it keeps an entry less
         true.append(true_TK[kept_TK])
         read.append(values_TK[kept_TK])
         lengths.append(kept_TK.sum(axis=1))
@@ -190,28 +194,24 @@ def errors_of(peer: peers.MegatronTar | peers.DistillKitParquet, targets: list[R
     return {"read_error": round(float(np.abs(true_E - read_E).max()), 6), "kl": kl(true_E, read_E, start_N)}
 
 
-def entries_a_second(works: dict[str, Work]) -> dict[str, list[float]]:
-    """Entries a CPU second of this process, a number a round."""
-    names = list(works)
-    speeds: dict[str, list[float]] = {name: [] for name in names}
+def speeds_of(works: list[Work]) -> dict[str, Any]:
+    """Million entries a CPU second of this process; of a peer also how many times as fast ours is, of the same cut."""
+    rates: list[list[float]] = [[] for _ in works]
     for number in range(ROUNDS + 1):
-        begin = number * len(names) // (ROUNDS + 1)
-        for name in names[begin:] + names[:begin]:
+        begin = number * len(works) // (ROUNDS + 1)
+        for i in [*range(begin, len(works)), *range(begin)]:
             began = time.process_time()
-            works[name].run()
+            works[i].run()
             took = time.process_time() - began
             if number:
-                speeds[name].append(works[name].entries / took)
-    return speeds
-
-
-def speed_of(work: str, speeds: dict[str, list[float]]) -> dict[str, float]:
-    """Medians; of a peer also how many times as fast our reader of the same cut is."""
-    case, _, who = work.partition(": ")
-    found = {"million_entries_a_second": round(statistics.median(speeds[work]) / 1e6, 2)}
-    if who not in ("", "encode"):
-        ratios = (ours / theirs for ours, theirs in zip(speeds[case], speeds[work], strict=True))
-        found["ours_over_it"] = round(statistics.median(ratios), 2)
+                rates[i].append(works[i].entries / took)
+    found: dict[str, Any] = {f"{n} at once": {case: {} for case in CUTS} for n in TOGETHER}
+    for work, rate in zip(works, rates, strict=True):
+        line = {"million_entries_a_second": round(statistics.median(rate) / 1e6, 2)}
+        if not work.who.startswith("ours"):
+            ours = next(i for i, w in enumerate(works) if w[:3] == (work.case, "ours", work.together))
+            line["ours_over_it"] = round(statistics.median(a / b for a, b in zip(rates[ours], rate, strict=True)), 2)
+        found[f"{work.together} at once"][work.case][work.who] = line
     return found
 
 
@@ -221,17 +221,13 @@ def bit_flips(folder: Path, rows: list[Arrays], vocabulary: int) -> dict[str, An
     targets = [row_targets(arrays, row, cut) for row, arrays in enumerate(rows)]
     built(folder / "ours", targets, rows, cut, vocabulary)
     found: dict[str, Any] = {"ours": flips_of(folder / "ours", times=1000)}
-    for case, wanted in {
-        "top-.95-100": "Megatron-LM",
-        "top-100": "DistillKit exact",
-        "sampled-50": "sampled-KD",
-    }.items():
+    for case, peer in {"top-.95-100": MEGATRON_TAR, "top-100": "DistillKit exact", "sampled-50": SAMPLED_KD}.items():
         try:
-            peer = peer_stores(folder / case, case, rows, vocabulary)[wanted]()
+            theirs = written(folder / case, case, peer, rows, vocabulary, together=1)
         except (ImportError, AttributeError, OSError) as error:
-            found[wanted] = f"absent: {error}"
+            found[peer] = {"absent": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
             continue
-        found[wanted] = flips([peer.path], peer.stored, times=300, refusal=Exception)
+        found[peer] = flips([theirs.path], theirs.stored, times=300, refusal=Exception)
     return found
 
 
@@ -272,18 +268,17 @@ def answers(content: dict[str, Any]) -> list[dict[str, Any]]:
         for what, key in {"codec": "codec_bytes_a_position", "Parquet": "bytes_a_position"}.items():
             share = of_peer(whole, "DistillKit exact", key)
             ask(f"{name} top-100", f"share of DistillKit's exact {what}", share, 0.50 if name == "smollm2" else 0.46)
-        speed = teacher["speed"]["as it comes"]
-        for cut in ("top-.95-100", "top-100", "top-.95-50"):
-            ask(f"{name} {cut}", "million entries a second", speed[cut]["million_entries_a_second"], 33, least=True)
-            ratio = speed.get(f"{cut}: Megatron-LM", {}).get("ours_over_it")
-            ask(f"{name} {cut}", "speed over Megatron-LM's", ratio, 2.5, least=True)
-        for form in ("exact", "recommended"):
-            ratio = speed.get(f"top-100: DistillKit {form}", {}).get("ours_over_it")
-            ask(f"{name} top-100", f"speed over DistillKit's, {form}", ratio, 15, least=True)
+        for at_once, speed in teacher["speed"].items():
+            for cut in ("top-.95-100", "top-100", "top-.95-50"):
+                where = f"{name} {cut}, {at_once}"
+                ask(where, "million entries a second", speed[cut]["ours"]["million_entries_a_second"], 33, least=True)
+                for peer in peers_of(cut):
+                    ratio = speed[cut].get(peer, {}).get("ours_over_it")
+                    ask(where, f"speed over {peer}'s", ratio, 2.5 if peer == MEGATRON_TAR else 15, least=True)
         for row_len in (2048, 256):
-            for what in ("fetched_and_checked_ms", "decoded_ms"):
-                took = nucleus[f"random_row_{row_len}"][what]
-                ask(f"{name} top-.95-100", f"random row of {row_len:,}: {what}", took, 1.0)
+            for what in ("fetched_and_checked", "decoded"):
+                took = nucleus[f"random_row_{row_len}"][what]["ms"]
+                ask(f"{name} top-.95-100", f"random row of {row_len:,}, ms: {what}", took, 1.0)
     memory = content["reader_memory"]
     own, mapped = (
         memory["10 TB"]["10,000 rows"][k] - memory["0.1 TB"]["10,000 rows"][k] for k in ("own_mib", "mapped_mib")

@@ -48,26 +48,24 @@ class PeerStore(Protocol):
 
 
 class MegatronTar:
-    """A tar of zstd(torch.save): one member an iteration, here one row; fp16; ids below 131,072."""
+    """A tar of zstd(torch.save), a member an iteration, here one of `together` rows; fp16; ids of 17 bits."""
 
-    def __init__(self, folder: Path, rows: Sequence[Arrays], *, k: int, p: float | None) -> None:
+    def __init__(self, folder: Path, rows: Sequence[Arrays], *, together: int, k: int, p: float | None) -> None:
         saving, self._reading = _megatron()
         folder.mkdir(parents=True)
         self.path, self.positions, self.entries = folder / f"cp0_dp0__{len(rows) - 1}.tar", 0, 0
         saver = object.__new__(saving.LogitsSaverHooks)  # its constructor asks a running training about itself
         saver.p, saver.min_k, saver._topp_kept_counts, saver._pending_writes = p, 1, [], OrderedDict()
-        for number, row in enumerate(rows):
-            values, ids = (
-                torch.from_numpy(row["logprob"][:, None, :k]),
-                torch.from_numpy(row["ids"][:, None, :k]).long(),
-            )
+        for number, batch in enumerate(batches(rows, together)):
+            values = torch.from_numpy(np.stack([row["logprob"][:, :k] for row in batch], axis=1))
+            ids = torch.from_numpy(np.stack([row["ids"][:, :k] for row in batch], axis=1)).long()
             ids %= MEGATRON_WORDS  # it refuses a larger vocabulary: this lets it run on one, with wrong ids
             if p is not None:
                 values, ids = saver._apply_topp_truncation(values, ids)
             saving.get_current_iteration = lambda number=number: number
             low, high = saving.pack_indices(ids)
             saver._buffer_iteration([values.half()], [low], [high])
-            self.positions += len(values)
+            self.positions += values.shape[0] * values.shape[1]
             self.entries += int((values > SENTINEL).sum())
         saver._write_batched_tar(str(self.path), saver._pending_writes, json.dumps({"hash": "0" * 32}).encode())
         self.bytes = self.path.stat().st_size
@@ -77,7 +75,8 @@ class MegatronTar:
         return [self._reading.decode_logprobs_payload(entry.data) for entry in entries]
 
     def decoded(self) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        return [(ids[0][:, 0].numpy(), values[0][:, 0].float().numpy()) for values, ids in self.read()]
+        pairs = [(ids[0][:, b], values[0][:, b]) for values, ids in self.read() for b in range(ids[0].shape[1])]
+        return [(ids.numpy(), values.float().numpy()) for ids, values in pairs]
 
     def stored(self) -> list[npt.NDArray[Any]]:
         return [array for pair in self.decoded() for array in pair]
@@ -91,9 +90,14 @@ DISTILLKIT_FORMS: dict[str, dict[str, Any]] = {
 
 
 class DistillKitParquet:
-    """Parquet of lists of bytes, every position k entries. read() is its decompressor alone, on tensors in memory."""
+    """Parquet of lists of bytes, every position k entries.
 
-    def __init__(self, folder: Path, rows: Sequence[Arrays], *, k: int, vocabulary: int, form: str) -> None:
+    read() is its decompressor alone, of `together` rows at once, on tensors in memory.
+    """
+
+    def __init__(
+        self, folder: Path, rows: Sequence[Arrays], *, together: int, k: int, vocabulary: int, form: str
+    ) -> None:
         compression, common = _distillkit()
         settings = DISTILLKIT_FORMS[form]
         config = compression.DistributionQuantizationConfig(
@@ -101,29 +105,32 @@ class DistillKitParquet:
             **{**settings, "exact_k": settings["exact_k"] or k},
         )  # fmt: skip
         self._compressor = compression.LogprobCompressor(config)
-        self._rows = [
+        self._batches = [
             self._compressor.compress_from_sparse(
-                torch.from_numpy(row["ids"][None, :, :k]).long(), torch.from_numpy(row["logprob"][None, :, :k])
+                torch.from_numpy(np.stack([row["ids"][:, :k] for row in batch])).long(),
+                torch.from_numpy(np.stack([row["logprob"][:, :k] for row in batch])),
             )
-            for row in rows
+            for batch in batches(rows, together)
         ]
         with common.StreamingParquetWriter(
             str(folder), common.compressed_logit_schema(), file_max_rows=1000, queue_maxsize=1000
         ) as writer:
-            for row, packed in zip(rows, self._rows, strict=True):
-                lists = {name: tensor[0].tolist() for name, tensor in packed.items()}
+            for number, row in enumerate(rows):
+                packed = self._batches[number // together]
+                lists = {name: tensor[number % together].tolist() for name, tensor in packed.items()}
                 writer.write({"input_ids": row["tokens"][1:].tolist(), **lists})
         self.path = folder / "data_0.parquet"
         self.positions = sum(len(row["ids"]) for row in rows)
         self.entries = self.positions * k
-        self.codec_bytes = sum(tensor.shape[2] for tensor in self._rows[0].values()) * self.positions
+        self.codec_bytes = sum(tensor.shape[2] for tensor in self._batches[0].values()) * self.positions
         self.bytes = self._parquet_bytes()
 
     def read(self) -> list[tuple[Tensor, Tensor]]:
-        return [self._compressor.decompress_to_sparse(packed) for packed in self._rows]
+        return [self._compressor.decompress_to_sparse(packed) for packed in self._batches]
 
     def decoded(self) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        return [(ids[0].numpy(), values[0].float().numpy()) for ids, values in self.read()]
+        pairs = [pair for ids, values in self.read() for pair in zip(ids, values, strict=True)]
+        return [(ids.numpy(), values.float().numpy()) for ids, values in pairs]
 
     def stored(self) -> list[npt.NDArray[Any]]:
         import pyarrow.parquet as pq
@@ -183,6 +190,10 @@ class SampledRecords:
 
     def stored(self) -> list[npt.NDArray[Any]]:
         return [item["rs"]["packed"].numpy() for item in torch.load(self.path)]
+
+
+def batches(rows: Sequence[Arrays], together: int) -> list[Sequence[Arrays]]:
+    return [rows[start : start + together] for start in range(0, len(rows), together)]
 
 
 @lru_cache

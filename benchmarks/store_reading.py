@@ -28,24 +28,25 @@ from predistill.store.index import ENTRY
 Arrays = list[npt.NDArray[Any]]
 
 
-def random_row(store: Store, *, times: int = 300) -> dict[str, float]:
-    """Median milliseconds, page cache warm: a record fetched and its checksums verified; the row decoded too."""
+def random_row(store: Store, *, times: int = 300) -> dict[str, Any]:
+    """Medians, page cache warm: a record fetched and its checksums verified; the row decoded too."""
     rows = np.random.default_rng(0).integers(len(store), size=times)
     for row in range(len(store)):
         store.rows([row], fields=())
 
-    def median_ms(read: Callable[[int], object]) -> float:
+    def median_ms(read: Callable[[int], object]) -> dict[str, float]:
         took = []
         for row in rows:
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             read(int(row))
-            took.append(time.perf_counter() - began)
-        return round(statistics.median(took) * 1e3, 3)
+            took.append((time.perf_counter() - began, time.process_time() - cpu_began))
+        ms, cpu_ms = (round(statistics.median(column) * 1e3, 3) for column in zip(*took, strict=True))
+        return {"ms": ms, "cpu_ms": cpu_ms}
 
     return {
-        "fetched_and_checked_ms": median_ms(lambda row: store._records([row], None)),
-        "decoded_ms": median_ms(lambda row: store.rows([row], fields=())),
         "record_bytes": round(store.totals["bytes"] / len(store)),
+        "fetched_and_checked": median_ms(lambda row: store._records([row], None)),
+        "decoded": median_ms(lambda row: store.rows([row], fields=())),
     }
 
 

@@ -9,7 +9,7 @@ from predistill.runs import Run
 
 DOCUMENTS, LETTERS, ROW_LEN = 60, 900, 64
 STEPS, BATCH_ROWS = 40, 8
-CLOCK = ("seconds", "tokens_per_s")  # all else in a metrics line is a function of the recipe
+CLOCK = ("seconds", "tokens_per_s", "stall_s")  # all else in a metrics line is a function of the recipe
 
 
 def recipe_content(corpus: Path, store: Path | None = None, /, **changes: Any) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def recipe_content(corpus: Path, store: Path | None = None, /, **changes: Any) -
         "tokens": STEPS * BATCH_ROWS * ROW_LEN,
         "batch_tokens": BATCH_ROWS * ROW_LEN,
         "micro_batch_rows": 4,
+        "readers": 0,
         "evaluate_every": 15,
         "checkpoint_every": 7,
     } | changes

@@ -85,8 +85,8 @@ def prepare(
     select: Annotated[
         float | None, typer.Option(help="Keep this share of a prepared corpus: the best by --by, or at random.")
     ] = None,
-    by: Annotated[Path | None, typer.Option(help="Teacher's store: keep documents it finds likelier than ...")] = None,
-    reference: Annotated[Path | None, typer.Option(help="... a small reference model's store does.")] = None,
+    by: Annotated[str | None, typer.Option(help="Teacher's store: keep documents it finds likelier than ...")] = None,
+    reference: Annotated[str | None, typer.Option(help="... a small reference model's store does.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -133,22 +133,45 @@ def prepare(
 def capture(
     teacher: Annotated[Path, typer.Option(help="Hugging Face directory, .gguf file, or a finished run.")],
     corpus: Annotated[Path, typer.Option(help="Corpus made by `predistill prepare` with the teacher's tokenizer.")],
-    out: Out,
+    out: Annotated[str, typer.Option("--out", help="Directory or URL (s3://...) of the store.")],
     split: Annotated[str, typer.Option(help="train or held_out.")] = "train",
     top_p: Annotated[float | None, typer.Option(help="Keep the smallest set with at least this mass ...")] = None,
     top_k: Annotated[int | None, typer.Option(help="... and at most so many words.")] = None,
-    draws: Annotated[int | None, typer.Option(help="Random draws instead, with replacement.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Random draws instead, with replacement ...")] = None,
+    proposal_temperature: Annotated[
+        float | None, typer.Option(help="... from the teacher at this temperature; above 1: more different words.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the teacher: fp32, bf16 or fp16.")] = "fp32",
+    device_map: Annotated[str | None, typer.Option(help="Spread a large teacher: auto, balanced, ...")] = None,
+    tensor_parallel: Annotated[
+        bool, typer.Option("--tensor-parallel", help="Split a large teacher over the ranks of torchrun.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Start so many; more may join from anywhere, with the same words.")] = 1,
+    launcher: Annotated[str, typer.Option(help="Where the workers run: local or ray.")] = "local",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of each worker; the same for all of a store.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """A teacher's distributions over a corpus, into a store. Run it again after a kill: it goes on where it was."""
     from predistill.stages.capture import capture as run
     from predistill.stages.capture import truncation_from_flags
 
-    truncation = truncation_from_flags(top_p=top_p, top_k=top_k, draws=draws)
+    truncation = truncation_from_flags(top_p=top_p, top_k=top_k, draws=draws, proposal_temperature=proposal_temperature)
     with progress("capture", unit="rows", quiet=as_json) as advance:
         store = run(
-            teacher, corpus=corpus, out=out, truncation=truncation, split=split, dtype=dtype, on_progress=advance
+            teacher,
+            corpus=corpus,
+            out=out,
+            truncation=truncation,
+            split=split,
+            dtype=dtype,
+            device_map=device_map,
+            tensor_parallel=tensor_parallel,
+            workers=workers,
+            launcher=launcher,
+            threads=threads,
+            on_progress=advance,
         )
     facts = {**store.totals, "bytes_per_token": store.totals["bytes"] / max(store.totals["positions"], 1)}
     _print(facts, as_json, _table(facts))

@@ -55,13 +55,15 @@ def parse_sealed_json(data: bytes) -> dict[str, Any]:
     """
     try:
         content = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+        # The checksum covers what the text means: 5e-06 turned into 5E-06 would pass. So the spelling is checked too.
+        if _spelled(content) != data or content.pop("crc32c", None) != _crc(content):
+            raise ValueError("its checksum does not match its content")
+    except (UnicodeError, json.JSONDecodeError) as error:
         raise ValueError(f"not readable as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError("it is not a JSON object")
-    # The checksum covers what the text means: 5e-06 turned into 5E-06 would pass. So the spelling is checked too.
-    if _spelled(content) != data or content.pop("crc32c", None) != _crc(content):
-        raise ValueError("its checksum does not match its content")
+    except RecursionError:
+        raise ValueError("not readable as JSON (it is nested too deep)") from None
     return content
 
 

@@ -152,6 +152,9 @@ class Recipe(_Strict):
     batch_tokens: Count
     micro_batch_rows: int = Field(default=16, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    readers: Annotated[int, Field(ge=0)] | None = (
+        None  # processes that read the store ahead; None: one if it has a core
+    )
     log_targets: LogTargets | None = None
     evaluate_every: Cadence = 0.05
     checkpoint_every: Cadence = 0.1
@@ -168,8 +171,8 @@ class Recipe(_Strict):
             if isinstance(self.temperature, StdScaled | EntropyScaled) and self.temperature.reference is None:
                 raise RecipeError(
                     f"temperature {self.temperature.kind} refers to the mean of a statistic of the teacher, which a "
-                    "store knows and a live teacher does not: set temperature.reference (`predistill store inspect` shows "
-                    f"it as {self.temperature.mean} for any store of this teacher)."
+                    "store knows and a live teacher does not: set temperature.reference (`predistill store inspect` "
+                    f"shows it as {self.temperature.mean} for any store of this teacher)."
                 )
             return self
         for entry in self.corpus:

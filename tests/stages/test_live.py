@@ -27,12 +27,11 @@ from predistill.stages.prepare import prepare
 from predistill.stages.report import report
 from predistill.stages.teaching import tempered
 from predistill.stages.train import train
-from predistill.store import Store
 from predistill.students import PRESETS
 from predistill.teachers.live import LiveTeacher
 from predistill.teachers.load import load_teacher
 from predistill.teachers.stored import StoredTeacher
-from tests.made import BATCH_ROWS, ROW_LEN, STEPS, recipe_content, timeless, weights
+from tests.made import BATCH_ROWS, ROW_LEN, recipe_content, timeless, weights
 
 CPU = torch.device("cpu")
 LOSSES = ("loss", "lm", "kd", "kl")

@@ -1,4 +1,4 @@
-"""A run that logs its own targets: what the student knew at the time, durable with its checkpoints, fit to learn from."""
+"""A run that logs its own targets: what the student knew at the time, durable with its checkpoints, fit to teach."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_targets_are_those_of_the_student_before_the_step_s_update(
     assert not torch.allclose(later.log_rest_N.exp(), stale.log_rest_N.exp(), atol=5e-3)  # type: ignore[union-attr]
 
 
-def test_the_facts_are_those_of_a_capture_but_for_the_run(corpus: Path, store: Path, logged: tuple[Run, Path]) -> None:
+def test_the_facts_are_those_of_a_capture_but_for_the_run(store: Path, logged: tuple[Run, Path]) -> None:
     run, out = logged
     ours, captured = Store(out).manifest, Store(store).manifest
     for key in ("tokenizer", "corpus", "truncation", "grids", "kind", "streams", "row_len"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -103,6 +105,56 @@ def test_killed_twice_at_random_moments_it_ends_as_if_never_killed(pd_run: Run, 
         if len(kills) == 2:
             return
     pytest.fail("no attempt was killed twice before it ended")
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_reading_ahead_changes_no_bit_and_says_what_was_waited_for(pd_run: Run, readers: int, tmp_path: Path) -> None:
+    run = train(read_recipe(pd_run.recipe | {"readers": readers}), out=tmp_path / "run")
+    assert timeless(run) == timeless(pd_run)
+    assert weights(run) == weights(pd_run)
+    waits = [line["stall_s"] for line in run.metrics() if line["kind"] == "step"]
+    assert run.done is not None
+    assert run.done["stall_seconds"] == pytest.approx(sum(waits))
+    assert 0 < run.done["stall_share"] < 1
+
+
+def test_reading_ahead_goes_on_after_a_stop_and_leaves_no_process(pd_run: Run, tmp_path: Path) -> None:
+    recipe = read_recipe(pd_run.recipe | {"readers": 2})
+
+    def die_at_20(record: Any) -> None:
+        if record["kind"] == "step" and record["step"] == 20:
+            raise ZeroDivisionError
+
+    before = children()
+    with pytest.raises(ZeroDivisionError):
+        train(recipe, out=tmp_path / "run", on_record=die_at_20)
+    assert children() == before
+    resumed = train(recipe, out=tmp_path / "run")
+    assert children() == before
+    assert timeless(resumed) == timeless(pd_run)
+    assert weights(resumed) == weights(pd_run)
+
+
+def test_stopped_by_a_signal_to_the_whole_group_it_saves_and_its_readers_end(pd_run: Run, tmp_path: Path) -> None:
+    recipe, out = written(tmp_path, pd_run.recipe | {"readers": 2}), tmp_path / "run"
+    command = [*COMMAND, "train", str(recipe), "--out", str(out)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while lines_of(out / "metrics.jsonl") < 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert len(children(process.pid)) == 2
+        os.killpg(process.pid, signal.SIGTERM)
+        _, words = process.communicate(timeout=120)
+    assert process.returncode == 3, words
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def children(pid: int | None = None) -> set[int]:
+    """The processes that a process has started and that still run."""
+    return {child.pid for child in psutil.Process(pid).children()}
 
 
 def test_alpha_0_equals_the_lm_run_exactly_though_a_store_is_read(

@@ -64,3 +64,12 @@ def test_bytes_that_no_encoder_made_are_an_error(number: int) -> None:
 def test_an_unknown_codec_is_an_error() -> None:
     with pytest.raises(ValueError, match="codec 3 is not one of 0 raw, 1 zstd, 2 pco"):
         codec.decode_into(3, b"1234", dtype=np.dtype("<u1"), out=np.empty(4, np.uint8))
+
+
+def test_a_zstd_frame_that_says_it_is_huge_is_an_error_before_anything_is_allocated() -> None:
+    bomb = codec.zstandard.ZstdCompressor().compress(bytes(1 << 24))
+    huge = bytearray(bomb)
+    huge[5:9] = b"\xff\xff\xff\x7f"  # the size in the frame's header
+    for payload in (bomb, bytes(huge)):
+        with pytest.raises(ValueError, match="zstd: more than 18 bytes"):
+            codec.decode_into(codec.ZSTD, payload, dtype=np.dtype("<u2"), out=np.empty(9, np.uint16))

@@ -3,14 +3,16 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from predistill.errors import StoreError
 from predistill.files import read_sealed_json, write_sealed_json
-from predistill.store import Store
-from tests.store.made import SAMPLED, TRUNCATED, all_bytes, token_hash, truncated_row, write_store
+from predistill.store import Store, StoreWriter, finish
+from predistill.store import record as frame
+from tests.store.made import PERMUTATION, SAMPLED, TRUNCATED, all_bytes, token_hash, truncated_row, write_store
 
 ROWS = 24
 
@@ -213,3 +215,64 @@ def test_verify_tells_how_far_it_is(made: Path) -> None:
     Store(made).verify(lambda done, total: steps.append((done, total)))
     assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
     assert len(steps) > 2
+
+
+def test_a_column_is_the_rows_own_without_their_ids(made: Path, copy: Path) -> None:
+    store, asked = Store(made), [7, 3, 7, 23]
+    for field in ("label_logprob_N", "entropy_N", "logit_std_N"):
+        np.testing.assert_array_equal(store.column(asked, field), getattr(store.rows(asked), field))
+    with pytest.raises(StoreError, match="it holds no normaliser_N; its streams are lengths, ids"):
+        store.column(asked, "normaliser_N")
+    flip(copy / "shards" / "00000-000000.pds", 8 * 600)  # in another stream of some row
+    with pytest.raises(StoreError, match="damaged"):
+        Store(copy).column(np.arange(ROWS), "label_logprob_N")
+
+
+def test_raw_rows_are_the_integers_that_finish_to_the_rows(made: Path) -> None:
+    store, asked = Store(made), [7, 3, 7, 23]
+    raw = store.raw_rows(asked, fields=["entropy_N"])
+    assert raw.row_ids.tolist() == asked
+    assert raw.label_logprob_N is None
+    for scaled in (True, False):
+        found = finish(raw, id_of_rank_V=store.permutation, grids=store.grids, scaled=scaled)
+        expected = store.rows(asked, fields=["entropy_N"], scaled=scaled)
+        for field in ("length_N", "ids_E", "logprob_E", "log_rest_N", "entropy_N"):
+            np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+
+
+@pytest.mark.parametrize(("facts", "most"), [(TRUNCATED, 100), (SAMPLED, 50)], ids=["truncated", "sampled"])
+def test_a_record_that_says_it_has_more_entries_than_there_can_be_is_an_error(
+    facts: dict[str, Any], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checksums are right: a header alone must not decide what is allocated."""
+    store = Store(write_store(tmp_path / "store", rows=4, facts=facts))
+    data = store._fetch([store._line(2)])[0]
+    record = frame.parse(data)
+    streams = [(s.id, s.codec, s.dtype, s.values, data[s.start : s.start + s.bytes]) for s in record.streams]
+    for entries, words in ((32 * most + 1, f"entries, and {most} a position are the most"), (32 * most, "expected")):
+        huge = frame.pack(
+            kind=record.kind, row_id=2, token_hash=record.token_hash, positions=32, entries=entries, streams=streams
+        )
+        monkeypatch.setattr(Store, "_fetch", lambda *_, huge=huge: [huge])
+        with pytest.raises(StoreError, match=words):
+            store.rows([2])
+
+
+def test_rows_that_are_not_there_have_no_entries_where_that_is_allowed(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path, manifest=TRUNCATED, permutation=PERMUTATION) as writer:
+        for row in (1, 4):
+            writer.write(row, token_hash(row), truncated_row(row))
+        writer.seal({}, rows_expected=6, partial=True)
+    store = Store(tmp_path)
+    found = store.rows([1, 2, 4, 0], absent_ok=True)
+    assert found.row_ids.tolist() == [1, 2, 4, 0]
+    for i, row in enumerate([1, 4]):
+        for field in ("ids_E", "logprob_E", "log_rest_N", "entropy_N"):
+            np.testing.assert_array_equal(getattr(found.row(2 * i), field), getattr(store.rows([row]), field))
+    nothing = found.row(1)
+    assert not nothing.length_N.any()
+    assert nothing.log_rest_N is not None
+    assert not nothing.log_rest_N.any()
+    assert not store.rows([2, 0], absent_ok=True).length_N.any()
+    with pytest.raises(StoreError, match="row 2 is not in this store"):
+        store.rows([1, 2])

@@ -269,3 +269,40 @@ def test_the_made_rows_are_distributions_to_learn_from() -> None:
     logprob = full_logprob(0, positions=32)
     np.testing.assert_allclose(np.exp(logprob).sum(axis=1), 1.0)
     assert 20 < truncated_row(0, positions=256).length_N.mean() < 60
+
+
+def test_a_long_row_is_finished_in_blocks_that_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = [encode(truncated_row(row, positions=40, k=k)) for row, k in enumerate([3, VOCABULARY, 1, 100])]
+    data += [encode(truncated_row(9, positions=40, p=0.3))]
+    expected = decode(*data)
+    for block in (1, 100, 1000):
+        monkeypatch.setattr("predistill.store.decode.BLOCK", block)
+        found = decode(*data)
+        for field in dataclasses.fields(RowTargets):
+            np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name), err_msg=field.name)
+
+
+def test_unscaled_log_probabilities_are_the_grids_own_and_encode_to_the_same_integers() -> None:
+    data = encode(truncated_row(5))
+    found = decode(data, scaled=False)
+    assert found.logprob_E is not None
+    np.testing.assert_array_equal(found.logprob_E * 64, np.rint(found.logprob_E * 64))
+    again, first = parse(encode(found)), parse(data)
+    for a, b in zip(again.streams[:3], first.streams[:3], strict=True):  # lengths, ids, logprobs
+        assert (a.id, a.bytes) == (b.id, b.bytes)
+    np.testing.assert_array_equal(decode(encode(found)).logprob_E, decode(data).logprob_E)
+
+
+def test_lengths_beyond_32_bits_of_sign_are_an_error() -> None:
+    record, streams = streams_of(encode(truncated_row(0)))
+    lengths = np.zeros(32, "<u4")
+    lengths[:2] = 2**32 - 1, record.entries + 1  # as int32 they would sum to the entries
+    with pytest.raises(ValueError, match="its lengths sum to"):
+        decode(packed_again(record, [(1, 0, 3, 32, lengths.tobytes()), *streams[1:]]))
+
+
+def test_gaps_that_lead_outside_the_vocabulary_are_an_error() -> None:
+    record, streams = streams_of(encode(sampled_row(0)))
+    gaps = np.full(record.entries, 2**31, "<u4")  # two of them are 0 in 32 bits
+    with pytest.raises(ValueError, match="record 0: an id's rank is outside"):
+        decode(packed_again(record, [streams[0], (2, 0, 3, record.entries, gaps.tobytes()), *streams[2:]]))

@@ -136,7 +136,7 @@ def test_a_device_map_changes_no_logits(device_map: DeviceMap, tmp_path: Path) -
 
 def test_a_part_that_stays_on_the_disk_is_read_when_its_module_is_called(tmp_path: Path) -> None:
     model = saved(tmp_path / "model")
-    device_map: DeviceMap = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.norm")}
+    device_map: dict[str, str | int] = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.norm": "cpu"}
     device_map |= {"model.rotary_emb": "cpu", "model.layers.1": "disk", "lm_head": "disk"}
     spread = load_teacher(tmp_path / "model", vocab_size=160, device=CPU, dtype=torch.float32, device_map=device_map)
     head = head_of(spread)

@@ -10,10 +10,23 @@ import torch
 
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError
-from predistill.objective import Sampled, SparseTargets, TopK, TopPK, Truncation
+from predistill.fingerprint import row_hash
+from predistill.objective import (
+    KLD,
+    All,
+    Renormalise,
+    Sampled,
+    SparseTargets,
+    Static,
+    StdScaled,
+    TopK,
+    TopPK,
+    Truncation,
+    linear_distill_loss,
+)
 from predistill.runs import Run
 from predistill.stages.capture import capture
-from predistill.store import RowTargets, Store
+from predistill.store import RowTargets, Store, StoreWriter
 from predistill.teachers.csr import padded_targets
 from predistill.teachers.stored import StoredTeacher, stored_truncation
 from tests.made import ROW_LEN
@@ -170,3 +183,50 @@ def test_draws_from_a_tempered_proposal_come_back_with_their_importance_weights(
     found = padded_targets(stored, draws=20, device=torch.device("cpu"), tau=2.0)
     assert found.tau == 2.0
     assert torch.allclose(found.weight_NK[kept_NK], drawn.weight_NK[kept_NK], rtol=1e-4)  # type: ignore[index]
+
+
+@pytest.fixture(scope="module")
+def partial_store(store: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The even rows of the store."""
+    whole, path = Store(store), tmp_path_factory.mktemp("store") / "even"
+    facts = {
+        name: whole.manifest[name] for name in ("teacher", "tokenizer", "corpus", "capture", "truncation", "grids")
+    }
+    with StoreWriter(path, manifest=facts, permutation=whole.permutation) as writer:
+        for row in range(0, len(whole), 2):
+            writer.write(row, row_hash(Corpus(corpus).rows([row])[0][0]), whole.rows([row], scaled=False))
+        writer.seal({}, rows_expected=len(whole), partial=True)
+    return path
+
+
+def test_a_row_that_is_not_in_the_store_has_no_target(store: Path, partial_store: Path, corpus: Path) -> None:
+    found = read(partial_store, corpus, ROWS, KEPT)
+    for row, here, whole in zip(ROWS, found, read(store, corpus, ROWS, KEPT), strict=True):
+        if row % 2 == 0:
+            assert same(here, whole)
+        else:
+            assert not bool(here.present_N.any())
+            assert here.log_rest_N is not None
+            assert bool((here.log_rest_N == 0).all())
+    none = read(partial_store, corpus, np.array([9, 33]), KEPT)
+    assert not any(bool(targets.present_N.any()) for targets in none)
+    narrower = read(partial_store, corpus, ROWS, TopPK(p=0.8, k=7))
+    assert [bool(targets.present_N.any()) for targets in narrower] == [row % 2 == 0 for row in ROWS]
+
+
+def test_rows_without_targets_are_learned_from_their_labels_alone(partial_store: Path, corpus: Path) -> None:
+    rows = np.array([9, 2, 33])
+    ids, _ = Corpus(corpus).rows(rows)
+    teacher = StoredTeacher(Store(partial_store), truncation=KEPT, device=CPU, needs=("entropy_N", "logit_std_N"))
+    hidden_ND = torch.randn(3 * ROW_LEN, 8, generator=torch.Generator().manual_seed(0))
+    weight_VD = torch.randn(2048, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    for temperature in (Static(value=2.0), StdScaled(reference=2.0, strength=-1.0)):
+        parts = linear_distill_loss(
+            hidden_ND, weight_VD, torch.from_numpy(ids[:, 1:]).flatten(), teacher.targets(rows, ids), alpha=0.9,
+            loss=KLD(), temperature=temperature, tail=Renormalise(), positions=All(), row_len=ROW_LEN,
+        )  # fmt: skip
+        (gradient,) = torch.autograd.grad(parts.total, weight_VD)
+        assert int(parts.count) == 3 * ROW_LEN
+        assert int(parts.kd_count) == ROW_LEN
+        assert bool(parts.total.isfinite())
+        assert bool(gradient.isfinite().all())

@@ -189,8 +189,10 @@ def open_inputs(recipe: Recipe) -> Inputs:
 
 
 def pick_device() -> torch.device:
-    """The first CUDA device when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's CUDA device when there is one (the one of its local rank, of several), else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def device_name(device: torch.device) -> str:

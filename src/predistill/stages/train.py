@@ -12,23 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from predistill.corpus import mixture_rows
 from predistill.errors import RunError, Stopped
 from predistill.evaluation.heldout import heldout_loss
 from predistill.recipe import Recipe
 from predistill.runs import Metrics, Run
+from predistill.stages.batches import Batches
 from predistill.stages.inputs import Inputs, open_inputs, pick_device
-from predistill.stages.teaching import observer, target_log, teachers_of
+from predistill.stages.teaching import observer, target_log
 from predistill.students.build import build_student, load_model
 from predistill.students.card import model_card
 from predistill.students.export import export_student
 from predistill.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from predistill.training.optim import adamw, set_lr
-from predistill.training.step import MicroBatch, StepResult, train_step
+from predistill.training.step import StepResult, train_step
 
 __all__ = ["train"]
 
@@ -50,8 +49,9 @@ def train(recipe: Recipe, *, out: str | Path, on_record: Callable[[Record], None
     model = _student(recipe, inputs, device)
     optimizer = adamw(model, betas=recipe.optimizer.betas, weight_decay=recipe.optimizer.weight_decay)
     clock, logged = _resume(run, model, optimizer)
-    batches = _Batches(recipe, inputs, device)
+    batches = Batches(recipe, inputs, device)
     with (
+        batches,
         target_log(recipe, inputs, run, logged) as log,
         _metrics(run, clock, on_record) as write,
         _stop_requested() as stop_requested,
@@ -60,13 +60,17 @@ def train(recipe: Recipe, *, out: str | Path, on_record: Callable[[Record], None
             alpha = recipe.alpha(step + 0.5, recipe.steps) if recipe.taught else 0.0
             lr = recipe.lr(step + 0.5, recipe.steps)  # the middle of the step: neither end of a schedule is lost
             set_lr(optimizer, lr)
+            waited, read = batches.stall_seconds, batches.reader_cpu_seconds
             with clock:
                 result = train_step(
                     model, optimizer, batches.window(step), objective=batches.objective, alpha=alpha,
                     clip=recipe.optimizer.clip, end_id=batches.end_id, autocast=batches.autocast,
                     observe=observer(log, step),
                 )  # fmt: skip
-            write(_step_record(result, clock, batches.tokens(clock.step), alpha=alpha, lr=lr, run=run))
+            clock.cpu_seconds += batches.reader_cpu_seconds - read
+            stall_s = batches.stall_seconds - waited
+            record = _step_record(result, clock, batches.tokens(clock.step), alpha=alpha, lr=lr, run=run)
+            write({**record, "stall_s": round(stall_s, 4)})
             if _due(clock.step, recipe.every(recipe.evaluate_every), recipe.steps):
                 loss = heldout_loss(model, inputs.heldout, rows=HELDOUT_ROWS)
                 write({"kind": "heldout", "step": clock.step, "tokens": batches.tokens(clock.step), "loss_nats": loss})
@@ -99,42 +103,6 @@ class _Clock:
             self.step += 1
         self.seconds += time.perf_counter() - self._started[0]
         self.cpu_seconds += time.process_time() - self._started[1]
-
-
-class _Batches:
-    """The micro-batches of a step: a function of (seed, step) alone."""
-
-    def __init__(self, recipe: Recipe, inputs: Inputs, device: torch.device) -> None:
-        self._recipe, self._inputs, self._device = recipe, inputs, device
-        first = inputs.corpora[0]
-        self.objective = inputs.objective(recipe)
-        self.end_id = first.end_id if first.document_mask else None
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
-        self._teachers = teachers_of(recipe, inputs, device)
-
-    def tokens(self, steps: int) -> int:
-        """Labels seen after so many steps."""
-        return steps * self._inputs.batch_rows * self._inputs.corpora[0].row_len
-
-    def window(self, step: int) -> Iterator[MicroBatch]:
-        """The rows of one optimizer step, `micro_batch_rows` at a time, corpus by corpus."""
-        corpus_of, rows = mixture_rows(
-            seed=self._recipe.seed,
-            step=step,
-            batch_rows=self._inputs.batch_rows,
-            corpus_rows=[len(corpus) for corpus in self._inputs.corpora],
-            weights=[entry.weight for entry in self._recipe.corpus],
-        )
-        for index, corpus in enumerate(self._inputs.corpora):
-            mine = rows[corpus_of == index]
-            for start in range(0, len(mine), self._recipe.micro_batch_rows):
-                part = mine[start : start + self._recipe.micro_batch_rows]
-                ids, counted = corpus.rows(part)
-                label_BT = torch.from_numpy(ids[:, 1:].copy())
-                if counted is not None:
-                    label_BT[~torch.from_numpy(counted.astype(np.bool_))] = -100
-                targets = self._teachers[index].targets(part, ids) if self._teachers else None
-                yield MicroBatch(torch.from_numpy(ids).to(self._device), label_BT.to(self._device), targets, part)
 
 
 class _Writer:
@@ -256,11 +224,14 @@ def _finish(run: Run, model: PreTrainedModel, inputs: Inputs, clock: _Clock) -> 
         card=model_card(run.recipe, run.environment),
     )
     environment = run.environment
+    stall_seconds = sum(line.get("stall_s", 0.0) for line in run.metrics() if line["kind"] == "step")
     run.write_json(
         "DONE",
         {
             "seconds": clock.seconds,
             "cpu_seconds": clock.cpu_seconds,
+            "stall_seconds": stall_seconds,
+            "stall_share": stall_seconds / clock.seconds,
             "tokens": environment["tokens"],
             "flops": environment["flops"],
             "model": "model",

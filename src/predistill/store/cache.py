@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from predistill.errors import StoreError
+
 __all__ = ["DiskCache", "cache_folder", "default_cache"]
 
 DEFAULT_BYTES = 8 << 30
@@ -73,5 +75,7 @@ def cache_folder() -> Path:
 
 def default_cache() -> DiskCache:
     """The ranges in `cache_folder`, at most $PREDISTILL_CACHE_BYTES of them (by default 8 GiB)."""
-    size = int(os.environ.get("PREDISTILL_CACHE_BYTES") or DEFAULT_BYTES)
-    return DiskCache(cache_folder() / "ranges", max_bytes=size)
+    size = os.environ.get("PREDISTILL_CACHE_BYTES") or str(DEFAULT_BYTES)
+    if not size.isdecimal():
+        raise StoreError(f'PREDISTILL_CACHE_BYTES is "{size}"; give it a number of bytes, such as {DEFAULT_BYTES}.')
+    return DiskCache(cache_folder() / "ranges", max_bytes=int(size))

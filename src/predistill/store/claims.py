@@ -8,6 +8,7 @@ when two writers are on one span all the same: sealing keeps one of the two reco
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from predistill.store import layout
@@ -26,7 +27,7 @@ class Claims:
         """`folder`: where the locks of this machine's writers lie."""
         self._place, self._folder, self._lease = place, folder, lease
         self._heard: dict[int, tuple[object, float]] = {}
-        self._beaten = 0.0
+        self._beaten: dict[int, float] = {}
         self.attempts: dict[int, int] = {}  # span -> its latest attempt that we know of
         self._owners: dict[tuple[int, int], int] = {}
 
@@ -58,44 +59,47 @@ class Claims:
 
     def beat(self, writer: int) -> None:
         """Tell the others of a store behind a URL that a writer lives; its lock tells those of this machine."""
-        if not isinstance(self._place, LocalPlace) and time.monotonic() - self._beaten > self._lease / 8:
-            self._beaten = time.monotonic()
+        if not isinstance(self._place, LocalPlace) and time.monotonic() - self._beaten.get(writer, 0.0) > self._lease / 8:
+            self._beaten[writer] = time.monotonic()
             self._place.put(f"beats/{writer:05d}", b"%d" % time.time_ns())
 
     def alive(self, writer: int) -> bool:
         """Whether a writer is at work, as far as one can tell."""
         lock = lock_path(self._folder, writer)
+        sign: object = None  # of another machine's writer that has not beaten yet, but is given the time to
         try:
             if isinstance(self._place, LocalPlace) or lock.exists():
                 if not is_held(lock):
                     return False
-                sign: object = lock.stat().st_mtime_ns
+                sign = lock.stat().st_mtime_ns
             else:
-                sign = self._place.read(f"beats/{writer:05d}")
+                with suppress(FileNotFoundError):
+                    sign = self._place.read(f"beats/{writer:05d}")
         except FileNotFoundError:
             return False
-        if self._heard.get(writer, (None, 0.0))[0] != sign:
+        if writer not in self._heard or self._heard[writer][0] != sign:
             self._heard[writer] = sign, time.monotonic()
         return time.monotonic() - self._heard[writer][1] < self._lease
 
     def clear(self) -> None:
         """Remove every trace: the store is sealed."""
         for folder in ("claims", "beats"):
-            for name in self._place.names(folder):
-                self._place.remove(f"{folder}/{name}")
+            self._place.remove(*(f"{folder}/{name}" for name in self._place.names(folder)))
         if isinstance(self._place, LocalPlace):
             for folder in ("claims", "beats"):
-                path = self._place.path / folder
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
+                with suppress(OSError):  # it is not there, or another writer made a claim just now
+                    (self._place.path / folder).rmdir()
 
 
 def rows_begun(where: str | Path, *, rows: int, span_rows: int) -> int:
-    """How many rows of a store in the making are captured or being captured, by anyone."""
-    place = open_place(where)
-    if layout.is_complete(place):
-        return rows
-    return min(rows, span_rows * len({name[:8] for name in place.names("claims")}))
+    """How many rows of a store in the making are captured or being captured, by anyone; 0 while that cannot be seen."""
+    try:
+        place = open_place(where)
+        if layout.is_complete(place):
+            return rows
+        return min(rows, span_rows * len({name[:8] for name in place.names("claims")}))
+    except OSError:
+        return 0
 
 
 def _name(span: int, attempt: int) -> str:

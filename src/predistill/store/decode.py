@@ -46,9 +46,8 @@ def decode_rows(
     n1 = e1 = 0
     for i0, i1 in _chunks(records):
         raw = read_raw(
-            records[i0:i1], row_ids=row_ids[i0:i1], form=form, fields=fields, empty=buffers,
-            where=lambda i, i0=i0: where(i0 + i),
-        )  # fmt: skip
+            records[i0:i1], row_ids=row_ids[i0:i1], form=form, fields=fields, where=_from(i0, where), empty=buffers
+        )
         out = out or _empty(raw, len(records) * form.positions, entries)
         n0, e0, n1, e1 = n1, e1, n1 + len(raw.length_N), e1 + len(raw.rank_E)
         cut = {"_N": slice(n0, n1), "_E": slice(e0, e1)}
@@ -116,6 +115,10 @@ def _chunks(records: Sequence[Found]) -> Iterator[tuple[int, int]]:
             start, entries = i, 0
         entries += more
     yield start, len(records)
+
+
+def _from(first: int, where: Callable[[int], str]) -> Callable[[int], str]:
+    return lambda i: where(first + i)
 
 
 def _empty(raw: RawRows, positions: int, entries: int) -> Arrays:

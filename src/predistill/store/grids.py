@@ -72,8 +72,11 @@ def grids_from_manifest(content: Any) -> dict[str, Grid]:
     """Grids of a manifest over the defaults; raises `StoreError` for a name or a field that format 1 does not have."""
     try:
         grids = {name: Grid(origin=float(grid["origin"]), step=float(grid["step"])) for name, grid in content.items()}
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise StoreError(f"grids must map a name to an origin and a step, found {content!r}.") from None
+    for name, grid in grids.items():
+        if not max(abs(grid.origin), abs(grid.origin + 65535 * grid.step)) < 1e30:  # float32 has to hold it
+            raise StoreError(f"grid {name} goes from {grid.origin:g} in steps of {grid.step:g}, which is no grid.")
     if unknown := sorted(set(grids) - set(GRIDS)):
         raise StoreError(f"unknown grid {unknown[0]!r}; format 1 has {', '.join(GRIDS)}.")
     return GRIDS | grids

@@ -46,7 +46,11 @@ class GrowingShard:
 
     def append(self, record: Record, data: bytes) -> None:
         """Write one record; it is in the page cache when this returns."""
-        self._write(data, self.stats.bytes)
+        try:
+            self._write(data, self.stats.bytes)
+        except OSError:  # a full disk: what was written of it would lie behind a shorter end
+            os.ftruncate(self._fd, self.stats.bytes)
+            raise
         self._take(record, data)
 
     def seal(self, place: Place) -> ShardStats:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import google_crc32c
 import numpy as np
@@ -71,6 +72,11 @@ class Index:
     def present(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of the rows are in this store."""
         return np.array([self[int(row)][2] > 0 for row in rows], bool)
+
+    def pages(self) -> Iterator[npt.NDArray[np.void]]:
+        """All lines in row order, a page at a time."""
+        for number in range(-(-self._rows // PAGE_ROWS)):
+            yield np.frombuffer(self._page(number)[: -_CRC.size], ENTRY)
 
     def _page(self, number: int) -> bytes:
         with self._lock:

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.errors import StoreError
-from predistill.files import parse_sealed_json
+from predistill.files import parse_sealed_json, sealed_json
+from predistill.store.content import check_content
 from predistill.store.grids import grids_from_manifest, grids_to_manifest
 from predistill.store.place import Place, open_place
 
@@ -33,8 +34,10 @@ __all__ = [
     "PERMUTATION",
     "VERSION",
     "ShardStats",
+    "facts_of",
     "is_complete",
     "normalised_facts",
+    "pack_part",
     "pack_permutation",
     "part_name",
     "part_names",
@@ -104,8 +107,13 @@ def part_names(place: Place) -> list[str]:
 
 
 def is_complete(where: str | Path | Place) -> bool:
-    """Whether a sealed store is there."""
-    return (where if isinstance(where, Place) else open_place(where)).exists(MANIFEST)
+    """Whether a sealed store is there. Of a place, `OSError` where it cannot be asked; else `StoreError`."""
+    if isinstance(where, Place):
+        return where.exists(MANIFEST)
+    try:
+        return open_place(where).exists(MANIFEST)
+    except OSError as error:
+        raise StoreError(f"{where}: {error}. Check the name, the address and the credentials.") from None
 
 
 def normalised_facts(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +123,36 @@ def normalised_facts(manifest: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(json.dumps(manifest))
     facts["grids"] = grids_to_manifest(grids_from_manifest(facts.get("grids") or {}))
     return facts
+
+
+def facts_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The static facts in a manifest: what its writers were given."""
+    return {key: value for key, value in manifest.items() if key not in RESERVED}
+
+
+def pack_part(
+    *,
+    store_id: bytes,
+    writer: int,
+    finished: bool,
+    row_len: int | None,
+    permutation: dict[str, Any],
+    facts: dict[str, Any],
+    shards: list[ShardStats],
+) -> bytes:
+    """The bytes of a writer's part."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "store_id": store_id.hex(),
+        "writer": writer,
+        "finished": finished,
+        "row_len": row_len,
+        "permutation": permutation,
+        "facts": facts,
+        "shards": [stats.as_json() for stats in shards],
+    }
+    return sealed_json(content)
 
 
 def store_id_of(facts: dict[str, Any], permutation_sha256: str) -> bytes:
@@ -145,12 +183,18 @@ def read_permutation(where: str | Path) -> npt.NDArray[np.int32] | None:
 
 def unpack_permutation(data: bytes) -> npt.NDArray[np.int32]:
     """The array in id_permutation.npy's bytes; `ValueError` when it is none."""
+    file = io.BytesIO(data)
     try:
-        permutation: npt.NDArray[np.int32] = np.load(io.BytesIO(data), allow_pickle=False)
-    except EOFError:
-        raise ValueError("it is empty") from None
-    if permutation.dtype != np.dtype("<i4") or permutation.ndim != 1:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)  # np.load would allocate whatever it says
+    except Exception as error:  # its little parser has a dozen ways to fail
+        raise ValueError(f"it is not a NumPy vector ({error})") from None
+    body = data[file.tell() :]
+    if dtype != np.dtype("<i4") or shape != (len(body) // 4,) or len(body) % 4:
         raise ValueError("it is not an int32 vector")
+    permutation = np.frombuffer(body, "<i4")
+    if not np.array_equal(np.sort(permutation), np.arange(len(permutation))):
+        raise ValueError("it does not hold every token id once")
     return permutation
 
 
@@ -163,11 +207,15 @@ def read_json(place: Place, name: str) -> dict[str, Any]:
             f"{place}/{name}: {error}. It is damaged; capture the store again or restore a copy."
         ) from None
     version = content.get("version")
-    if content.get("format") != FORMAT or not isinstance(version, list):
+    if content.get("format") != FORMAT or not isinstance(version, list) or not version:
         raise StoreError(f"{place}/{name}: it is not of a predistill store. Name the directory that capture wrote.")
     if version[0] != VERSION[0]:
         raise StoreError(
             f"{place}/{name}: format version {version[0]}, this predistill reads {VERSION[0]}. "
             "Use the one that wrote it."
         )
+    try:
+        check_content(content, manifest=name == MANIFEST)
+    except ValueError as error:
+        raise StoreError(f"{place}/{name}: {error}. It is not what predistill writes; restore a copy.") from None
     return content

@@ -7,14 +7,20 @@ and a file created by exactly one of many who try.
 from __future__ import annotations
 
 import os
+import re
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from predistill.files import fsync_dir, write_atomic
+from predistill.files import fsync_dir
 
 __all__ = ["File", "LocalPlace", "Place", "UrlPlace", "open_place"]
+
+_HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{8}")
+_TRIES = 100
 
 
 class File(Protocol):
@@ -60,12 +66,19 @@ class Place(ABC):
         """Make a finished local file one of the place's; it is gone from where it was."""
 
     @abstractmethod
-    def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+    def remove(self, *names: str) -> None:
+        """Remove files, those of them that are there."""
+
+    @abstractmethod
+    def copy(self, name: str, to: str) -> None:
+        """Give a file's bytes a second name, which keeps them when the first is put anew or removed."""
 
     @abstractmethod
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left half written."""
 
     def read(self, name: str) -> bytes:
         """A whole file."""
@@ -115,40 +128,60 @@ class LocalPlace(Place):
 
     def names(self, folder: str) -> list[str]:
         try:
-            return sorted(entry.name for entry in os.scandir(self.path / folder) if entry.is_file())
+            found = [entry.name for entry in os.scandir(self.path / folder) if entry.is_file()]
         except (FileNotFoundError, NotADirectoryError):
             return []
+        return sorted(name for name in found if not _HALF_WRITTEN.fullmatch(name))
 
     def put(self, name: str, data: bytes) -> None:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data)
+        self._write(name, data, os.replace, durable=True)
 
     def create(self, name: str, data: bytes, *, durable: bool = True) -> bool:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                if durable:
-                    file.flush()
-                    os.fsync(file.fileno())
-            path.hardlink_to(temporary)  # unlike a rename, it fails where there is a file
+            self._write(name, data, os.link, durable=durable)  # unlike a rename, it fails where there is a file
         except FileExistsError:
             return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        if durable:
-            fsync_dir(path.parent)
         return True
+
+    def _write(self, name: str, data: bytes, become: Callable[[Path, Path], None], *, durable: bool) -> None:
+        """Write a file that nobody else has a name for, and let it `become` the one that is wanted."""
+        path = self.path / name
+        for _ in range(_TRIES):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
+                become(temporary, path)
+            except FileNotFoundError:  # it or its folder was swept away by a writer that sealed the store
+                continue
+            finally:
+                temporary.unlink(missing_ok=True)
+            if durable:
+                fsync_dir(path.parent)
+            return
+        raise FileNotFoundError(f"{path}: its folder is removed again and again")
+
+    def sweep(self) -> None:
+        for path in self.path.rglob(".*"):
+            if _HALF_WRITTEN.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def take_in(self, path: Path, name: str) -> None:
         path.rename(self.path / name)
         fsync_dir((self.path / name).parent)
 
-    def remove(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
+    def remove(self, *names: str) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def copy(self, name: str, to: str) -> None:
+        (self.path / to).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / to).hardlink_to(self.path / name)  # nothing of a place is ever written in its place
+        fsync_dir((self.path / to).parent)
 
     def exists(self, name: str) -> bool:
         return (self.path / name).exists()
@@ -159,12 +192,15 @@ class UrlFile:
 
     def __init__(self, place: UrlPlace, name: str) -> None:
         self._place, self.path = place, place.full(name)
-        self.size: int = place.ask("size", self.path)
+        size = place.ask("size", self.path)
+        if size is None:
+            raise OSError(f"{place.url}: the server does not say how long {name} is")
+        self.size = int(size)
 
     def read(self, start: int, size: int) -> bytes:
         """As `File.read`."""
-        data: bytes = self._place.ask("cat_file", self.path, start=start, end=min(start + size, self.size))
-        return data
+        end = min(start + size, self.size)
+        return bytes(self._place.ask("cat_file", self.path, start=start, end=end)) if start < end else b""
 
 
 class UrlPlace(Place):
@@ -197,8 +233,7 @@ class UrlPlace(Place):
         except (FileNotFoundError, FileExistsError):
             raise
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise OSError(f"{self.url}: {lines[0]}") from error
+            raise OSError(f"{self.url}: {_one_line(error)}") from error
 
     def file(self, name: str) -> UrlFile:
         return UrlFile(self, name)
@@ -207,6 +242,9 @@ class UrlPlace(Place):
         paths = [file.path for file, _, _ in wanted if isinstance(file, UrlFile)]
         starts, ends = [start for _, start, _ in wanted], [start + size for _, start, size in wanted]
         found = self.ask("cat_ranges", paths, starts, ends, on_error="raise")
+        for data in found:
+            if isinstance(data, Exception):  # an fsspec before 2026 gives them back all the same
+                raise OSError(f"{self.url}: {_one_line(data)}") from data
         return [bytes(data) for data in found]
 
     def names(self, folder: str) -> list[str]:
@@ -230,12 +268,24 @@ class UrlPlace(Place):
         self.ask("put_file", str(path), self.full(name))
         path.unlink()
 
-    def remove(self, name: str) -> None:
+    def remove(self, *names: str) -> None:
         try:
-            self.ask("rm_file", self.full(name))
-        except FileNotFoundError:
-            return
+            if len(names) > 1:  # an object store removes a thousand with one request
+                self.ask("rm", [self.full(name) for name in names])
+                return
+        except FileNotFoundError:  # one of them
+            pass
+        for name in names:
+            with suppress(FileNotFoundError):
+                self.ask("rm_file", self.full(name))
+
+    def copy(self, name: str, to: str) -> None:
+        self.ask("cp_file", self.full(name), self.full(to))
 
     def exists(self, name: str) -> bool:
         found: bool = self.ask("exists", self.full(name))
         return found
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -93,6 +93,13 @@ class Store:
             return np.ones(len(asked), bool)
         return np.array([self._line(int(row)).size > 0 for row in asked], bool)
 
+    def present(self) -> npt.NDArray[np.int64]:
+        """The rows that are in the store, ascending."""
+        try:
+            return np.flatnonzero(np.concatenate([page["bytes"] > 0 for page in self._index.pages()]))
+        except (OSError, ValueError) as error:
+            raise self._damaged(layout.INDEX, error) from None
+
     @property
     def grids(self) -> dict[str, Grid]:
         """What the integers of `raw_rows` stand for."""
@@ -145,6 +152,10 @@ class Store:
             )
         except ValueError as error:
             raise self._damaged(str(error)) from None
+
+    def records(self, indices: npt.ArrayLike) -> list[bytes]:
+        """The records of the rows asked for, whole and checked, as they lie in their shards."""
+        return [found[1] for found in self._records(indices, None)[1] if found is not None]
 
     def column(self, indices: npt.ArrayLike, field: str) -> npt.NDArray[np.float32]:
         """One array per position of many rows, such as label_logprob_N, float32 [n * T]; nothing else is decoded."""

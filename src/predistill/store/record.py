@@ -23,6 +23,7 @@ from predistill.store.codec import CODECS, DTYPES
 __all__ = [
     "KIND_SAMPLED",
     "KIND_TRUNCATED",
+    "MAGIC",
     "MAX_HEAD_BYTES",
     "Record",
     "Stream",

@@ -101,6 +101,7 @@ class _Rows:
     """index.bin's lines from the shards' footers, and what lies there twice."""
 
     def __init__(self, place: Place, listed: list[dict[str, Any]], *, store_id: bytes, rows_expected: int) -> None:
+        self._place = place
         self.entries = np.zeros(rows_expected, index.ENTRY)
         self.twice: dict[str, int] = {}
         for number, entry in enumerate(listed):
@@ -112,20 +113,23 @@ class _Rows:
                 )
             new = self.entries["bytes"][footer["row"]] == 0
             for line in footer[~new]:
-                self._count_twice(shard, line)
+                self._count_twice(entry["name"], shard, line)
             lines = footer[new]
             if len(np.unique(lines["row"])) < len(lines):
                 raise StoreError(f"{place}: shard {entry['name']} holds a row twice. Delete it, and capture again.")
             for name, values in (("shard", number), ("offset", lines["offset"]), ("bytes", lines["bytes"])):
                 self.entries[name][lines["row"]] = values
 
-    def _count_twice(self, shard: Shard, line: np.void) -> None:
-        head = parse_head(shard.read(int(line["offset"]), min(MAX_HEAD_BYTES, int(line["bytes"]))))
+    def _count_twice(self, name: str, shard: Shard, line: np.void) -> None:
+        try:
+            head = parse_head(shard.read(int(line["offset"]), min(MAX_HEAD_BYTES, int(line["bytes"]))))
+        except ValueError as error:
+            raise _damaged(self._place, name, f"row {int(line['row']):,}: {error}") from None
         found = {"rows": 1, "positions": head.positions, "entries": head.entries}
         for stream in head.streams:
             found[STREAM_NAMES.get(stream.id, f"stream {stream.id}")] = stream.bytes
-        for name, value in found.items():
-            self.twice[name] = self.twice.get(name, 0) + value
+        for what, value in found.items():
+            self.twice[what] = self.twice.get(what, 0) + value
 
 
 def _opened(place: Place, name: str, *, store_id: bytes) -> Shard:
@@ -133,9 +137,13 @@ def _opened(place: Place, name: str, *, store_id: bytes) -> Shard:
     try:
         shard = Shard(place.file(f"shards/{name}"), store_id=store_id, writer=writer, seq=seq)
         shard.footer()
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{place}: shard {name}: {error}. `predistill store repair` keeps its whole rows; delete it to capture "
-            "them all again."
-        ) from None
+    except (FileNotFoundError, ValueError) as error:
+        raise _damaged(place, name, error) from None
     return shard
+
+
+def _damaged(place: Place, name: str, what: object) -> StoreError:
+    return StoreError(
+        f"{place}: shard {name}: {what}. `predistill store repair` keeps its whole rows; delete it to capture them all "
+        "again."
+    )

@@ -31,6 +31,7 @@ __all__ = [
     "parse_shard_name",
     "scan",
     "shard_name",
+    "store_of",
 ]
 
 VERSION = (1, 0)
@@ -96,6 +97,12 @@ def check_header(data: bytes, *, store_id: bytes, writer: int, seq: int) -> None
         raise ValueError(f"it is shard {shard_name(found_writer, found_seq)} under another name")
 
 
+def store_of(header: bytes) -> tuple[bytes, bool]:
+    """(store id in a shard's first 64 bytes, whether their checksum holds)."""
+    whole = len(header) == HEADER_BYTES and header.startswith(_MAGIC) and _intact(header)
+    return header[16:32], whole
+
+
 def parse_tail(data: bytes, *, file_bytes: int) -> Tail:
     """The tail of a sealed shard; `ValueError` when it is damaged or the file's length is not what it says."""
     if len(data) != TAIL_BYTES or not data.startswith(_TAIL_MAGIC):
@@ -136,9 +143,11 @@ class Shard:
         crc, end = 0, HEADER_BYTES
         for line in self.footer():
             where = f"row {int(line['row']):,}: "
-            data = self.read(int(line["offset"]), int(line["bytes"]))
+            if int(line["offset"]) != end or end + int(line["bytes"]) > self.tail.index_offset:
+                raise ValueError(f"{where}its index and its records do not fit together")
+            data = self.read(end, int(line["bytes"]))
             crc = google_crc32c.extend(crc, data)
-            if google_crc32c.value(data) != line["crc"] or int(line["offset"]) != end:
+            if google_crc32c.value(data) != line["crc"]:
                 raise ValueError(f"{where}its checksum does not match")
             try:
                 record = frame.parse(data)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,8 +17,10 @@ from predistill.errors import StoreError
 from predistill.store import layout
 from predistill.store.calibration import CALIBRATION
 from predistill.store.claims import Claims
+from predistill.store.lock import Lock
+from predistill.store.place import LocalPlace
 from predistill.store.seal import PartsRows, seal_store
-from predistill.store.writer import StoreWriter
+from predistill.store.writer import StoreComplete, StoreWriter, explained
 
 __all__ = ["SharedWriter"]
 
@@ -43,11 +47,18 @@ class SharedWriter:
     ) -> None:
         self._where, self._settings, self._self_test = where, settings, self_test
         self._rows, self._span_rows = rows, span_rows
+        self._over = False  # it was sealed without us
         self.writer = self._new_writer()
         place, folder = self.writer.place, self.writer.folder
         self._claims = Claims(place, folder=folder, lease=lease)
         self._there = PartsRows(place, store_id=self.writer.store_id, rows=rows)
-        self._free = self._look()
+        try:
+            with self._sharing():
+                self._claims.beat(self.writer.writer)  # before the others see a claim of ours
+                self._free = self._look()
+        except BaseException:
+            self.writer.close()
+            raise
 
     def __enter__(self) -> SharedWriter:
         return self
@@ -66,25 +77,38 @@ class SharedWriter:
         """The rows that are still missing of one span after the other; ends when the store is sealed."""
         finished = False
         while True:
-            span = self._next()
-            if span is not None:
-                if finished:
-                    self.writer, finished = self._new_writer(), False
+            with self._sharing():
+                span = self._next()
+                if span is not None and finished:
+                    try:
+                        self.writer, finished = self._new_writer(), False
+                    except StoreComplete:
+                        continue
+                    self._claims.beat(self.writer.writer)
                     self._claims.take(span, writer=self.writer.writer)
+                if span is None:
+                    if not finished:
+                        self.writer.finish()
+                        finished = True
+                    if self._sealed():
+                        return
+            if span is None:
+                time.sleep(POLL_SECONDS)
+            else:
                 yield self._missing(span)
-                continue
-            if not finished:
-                self.writer.finish()
-                finished = True
-            if self._sealed():
-                return
-            time.sleep(POLL_SECONDS)
 
     def append(self, data: bytes) -> None:
         """A packed record of the span in hand, and a sign of life."""
-        self.writer.append(data)
-        self.writer.beat()
-        self._claims.beat(self.writer.writer)
+        if self._over:
+            return
+        with self._sharing():
+            try:
+                self.writer.append(data)
+            except StoreComplete:
+                self._over = True
+                return
+            self.writer.beat()
+            self._claims.beat(self.writer.writer)
 
     # ---- whose is what
 
@@ -102,6 +126,8 @@ class SharedWriter:
 
     def _next(self) -> int | None:
         """A span that is ours now."""
+        if layout.is_complete(self.writer.place):  # we were stopped for long
+            return None
         for again in (False, True):
             if again:
                 self._free = self._look()
@@ -143,13 +169,46 @@ class SharedWriter:
 
     def _sealed(self) -> bool:
         """Seal the store if every row is there and nobody is still writing; whether it is sealed."""
-        place = self.writer.place
+        place, folder = self.writer.place, self.writer.folder
         if layout.is_complete(place):
+            self._tidy()
             return True
         self._there.refresh()
         if not self._there.rows.all() or any(self._claims.alive(number) for number in self._there.unfinished):
             return False
-        seal_store(place, self_test=self._self_test, rows_expected=self._rows)
-        self._claims.clear()
-        place.remove(CALIBRATION)
+        if (lock := Lock.take(folder / "parts" / "seal.lock")) is None:  # another writer of this machine is at it
+            return False
+        try:
+            if not layout.is_complete(place):
+                self._forget()
+                seal_store(place, self_test=self._self_test, rows_expected=self._rows)
+            self._tidy()
+        finally:
+            lock.release(remove=True)
         return True
+
+    def _forget(self) -> None:
+        """Remove what only a store in the making needs."""
+        self._claims.clear()
+        self.writer.place.remove(CALIBRATION)
+
+    def _tidy(self) -> None:
+        """Remove what writers that were killed, or came late, left in a sealed store."""
+        place, folder = self.writer.place, self.writer.folder
+        manifest = layout.read_json(place, layout.MANIFEST)
+        listed = {f"shards/{entry['name']}" for entry in manifest["shards"]}
+        listed |= {layout.part_name(writer) for writer in manifest["writers"]}
+        there = [*(f"shards/{name}" for name in place.names("shards")), *layout.part_names(place)]
+        place.remove(*(name for name in there if name not in listed))
+        for path in (folder / "parts").glob("part-*.lock"):
+            if (lock := Lock.take(path)) is not None:
+                lock.release(remove=True)
+        if not isinstance(place, LocalPlace):
+            shutil.rmtree(folder / "shards", ignore_errors=True)
+        self._forget()
+        place.sweep()
+
+    @contextmanager
+    def _sharing(self) -> Iterator[None]:
+        with explained(f"{self._where}: the work of its writers could not be shared"):
+            yield

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from predistill.errors import StoreError
 from predistill.files import parse_sealed_json, sealed_json
@@ -33,7 +34,7 @@ from predistill.store.rows import RowTargets
 from predistill.store.seal import PartsRows, seal_store
 from predistill.store.streams import STREAM_NAMES, encode_row
 
-__all__ = ["StoreComplete", "StoreWriter", "lock_path"]
+__all__ = ["StoreComplete", "StoreWriter", "explained", "lock_path"]
 
 
 class StoreComplete(StoreError):
@@ -60,8 +61,9 @@ class StoreWriter:
         shard_bytes: int = 256 << 20,
         keep_shards: int | None = None,
     ) -> None:
-        self.place = open_place(where)
-        self.path = str(self.place)
+        self.path = str(where)
+        with self._writing("the store"):
+            self.place = open_place(where)
         self._shard_bytes = shard_bytes
         self._facts = layout.normalised_facts(manifest)
         self._grids = grids_from_manifest(self._facts["grids"])
@@ -77,19 +79,23 @@ class StoreWriter:
         self._growing: GrowingShard | None = None
         self._streams: set[str] | None = None
         self._row_len: int | None = None
-        self.folder = _working_folder(self.place, self._store_id)
-        self._check_incomplete()
-        self._check_facts()
-        self.writer, self._lock = self._locked(writer)
+        self.folder = working_folder(self.place, self._store_id)
+        with self._writing("the store"):
+            self._check_incomplete()
+            self._check_facts()
+            self.writer, self._lock = self._locked(writer)
         try:
-            self._check_incomplete()  # another process may have sealed it just now
             with self._writing("the store"):
+                self._check_incomplete()  # another process may have sealed it just now
                 if not (self.place.exists(layout.PERMUTATION) and self.place.read(layout.PERMUTATION) == data):
                     self.place.put(layout.PERMUTATION, data)
                 if keep_shards is not None:
                     self._drop_shards(keep_shards)
                 self._resume()
                 self._write_part(finished=False)
+        except StoreComplete:
+            self._take_back()
+            raise
         except BaseException:
             self.close()
             raise
@@ -155,7 +161,10 @@ class StoreWriter:
         """Close the shard in the making: its rows are durable, and listed in the part."""
         if self._growing is not None:
             with self._writing("the last shard"):
-                self._seal_shard(self._growing)
+                if self._growing.stats.rows:
+                    self._seal_shard(self._growing)
+                else:  # a kill came before its first row was whole
+                    self._discard()
 
     def beat(self) -> None:
         """A sign of life, for those who share the store."""
@@ -163,14 +172,13 @@ class StoreWriter:
 
     def finish(self) -> None:
         """Close the part: whoever seals the store takes it as it is. Nothing can be written after it."""
-        if layout.is_complete(self.place):  # sealed without us: what we have, somebody else had first
-            if self._growing is not None:
-                self._growing.discard()
-                self._growing = None
-        else:
+        try:
             self.flush()
             with self._writing("the part"):
-                self._write_part(finished=True)
+                if not layout.is_complete(self.place):
+                    self._write_part(finished=True)
+        except StoreComplete:
+            self._discard()
         self._lock.release(remove=True)
 
     def seal(self, self_test: dict[str, Any], *, rows_expected: int, partial: bool = False) -> None:
@@ -210,6 +218,18 @@ class StoreWriter:
             self._growing = None
         self._lock.release()
 
+    def _take_back(self) -> None:
+        """Leave no trace in a store that was sealed while we came."""
+        name = layout.part_name(self.writer)
+        if self.writer not in layout.read_json(self.place, layout.MANIFEST)["writers"]:
+            self.place.remove(name)
+        self._lock.release(remove=True)
+
+    def _discard(self) -> None:
+        if self._growing is not None:
+            self._growing.discard()
+            self._growing = None
+
     # ---- shards and the part
 
     def _new_shard(self) -> GrowingShard:
@@ -219,8 +239,13 @@ class StoreWriter:
         return self._growing
 
     def _seal_shard(self, growing: GrowingShard) -> None:
-        self._sealed.append(growing.seal(self.place))
+        self._check_incomplete()  # sealed without us: what we have, somebody else had first
+        stats = growing.seal(self.place)
         self._growing = None
+        if layout.is_complete(self.place):  # at this very moment, and without this shard
+            self.place.remove(f"shards/{stats.name}")
+            self._check_incomplete()
+        self._sealed.append(stats)
         self._write_part(finished=False)
 
     def _mark(self, rows: npt.NDArray[np.int64]) -> None:
@@ -240,31 +265,23 @@ class StoreWriter:
             )
 
     def _part(self, writer: int, *, finished: bool) -> bytes:
-        content = {
-            "format": layout.FORMAT,
-            "version": layout.VERSION,
-            "store_id": self._store_id.hex(),
-            "writer": writer,
-            "finished": finished,
-            "row_len": self._row_len,
-            "permutation": self._permutation,
-            "facts": self._facts,
-            "shards": [stats.as_json() for stats in self._sealed],
-        }
-        return sealed_json(content)
+        return layout.pack_part(
+            store_id=self._store_id,
+            writer=writer,
+            finished=finished,
+            row_len=self._row_len,
+            permutation=self._permutation,
+            facts=self._facts,
+            shards=self._sealed,
+        )
 
     def _write_part(self, *, finished: bool) -> None:
         self.place.put(layout.part_name(self.writer), self._part(self.writer, finished=finished))
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:
-        try:
+        with explained(f"{self.path}: {what} could not be written"):
             yield
-        except OSError as error:
-            raise StoreError(
-                f"{self.path}: {what} could not be written: {error.strerror or error}. What was written before is "
-                "whole: mend that, and run the same command again to go on."
-            ) from None
 
     # ---- going on with what is there
 
@@ -332,6 +349,7 @@ class StoreWriter:
                     "delete it to capture them all again."
                 ) from None
             self._sealed.append(stats)
+            (self.folder / "shards" / f"{name}.tmp").unlink(missing_ok=True)  # a kill came after it was put to a URL
         if (self.folder / "shards" / f"{name}.tmp").exists():
             growing = self._new_shard()
             for record in growing.recover():
@@ -349,16 +367,29 @@ class StoreWriter:
             self.place.remove(f"shards/{name}")
 
 
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """What a place refuses, as a `StoreError` that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{what}: {error.strerror or error}. What was written before is whole: mend that, and run the same command "
+            "again to go on."
+        ) from None
+
+
 def lock_path(folder: Path, writer: int) -> Path:
     """The lock that a living writer of this machine holds."""
     return folder / "parts" / f"part-{writer:05d}.lock"
 
 
-def _working_folder(place: Place, store_id: bytes) -> Path:
+def working_folder(place: Place, store_id: bytes) -> Path:
     """Where shards grow and locks lie: in the store itself, or, of a store behind a URL, on this machine."""
     if isinstance(place, LocalPlace):
         return place.path
-    return cache_folder() / "writing" / store_id.hex()
+    # The same capture to two places must not meet in one folder.
+    return cache_folder() / "writing" / f"{store_id.hex()}-{xxhash.xxh64_hexdigest(str(place))}"
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

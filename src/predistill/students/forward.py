@@ -29,8 +29,7 @@ class Head:
     @property
     def weight_VD(self) -> torch.Tensor:
         """What the module multiplies by, where `plain`."""
-        weight_VD: torch.Tensor = self.module.weight
-        return weight_VD
+        return self.module.weight  # type: ignore[return-value]  # a module may hold anything
 
     @property
     def bias_V(self) -> torch.Tensor | None:

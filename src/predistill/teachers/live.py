@@ -74,8 +74,9 @@ class LiveTeacher:
         ids_RT1 = torch.from_numpy(ids).to(self._model.device)
         if self._sharded:
             self._send(ids_RT1)
+        run = _all_of if self._sharded else self.map
         return self._pieces.each(
-            self._head, self._hidden(ids_RT1), rows=rows, label_RT=ids_RT1[:, 1:], use=use, run=self.map
+            self._head, self._hidden(ids_RT1), rows=rows, label_RT=ids_RT1[:, 1:], use=use, run=run
         )
 
     def map(self, work: Callable[[In], Out], items: list[In]) -> list[Out]:
@@ -115,3 +116,17 @@ class LiveTeacher:
         ids_RT1 = torch.empty(shape.tolist(), dtype=torch.int64, device=shape.device)
         distributed.broadcast(ids_RT1, src=0)
         return ids_RT1
+
+
+def _all_of(work: Callable[[In], Out], items: list[In]) -> list[Out]:
+    """`work` over every item, also after one has failed: the other ranks take part in all of them."""
+    done: list[Out] = []
+    failures: list[Exception] = []
+    for item in items:
+        try:
+            done.append(work(item))
+        except Exception as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+    return done

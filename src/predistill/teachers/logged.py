@@ -79,8 +79,8 @@ class TargetLog:
         return not self._sealed and step in self._steps and self._rows < self._limit
 
     def add(self, rows: npt.NDArray[np.int64], ids_BT1: torch.Tensor, *, head: Head, hidden_BTD: torch.Tensor) -> None:
-        """Write corpus rows `rows`, of tokens `ids_BT1`, whose last hidden states are `hidden_BTD`; those that are there
-        already stay as they are."""
+        """Write corpus rows `rows`, of tokens `ids_BT1`, whose last hidden states are `hidden_BTD`; what is there
+        already stays as it is."""
         first = {int(row): i for i, row in reversed(list(enumerate(rows)))}  # a row twice in a batch: its first place
         new = sorted(i for row, i in first.items() if self._writer is None or row not in self._writer)
         if not (new := new[: self._limit - self._rows]):

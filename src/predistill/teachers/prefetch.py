@@ -25,7 +25,9 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from time import process_time
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -44,6 +46,7 @@ __all__ = ["Part", "Prefetcher", "Request", "Source", "default_workers", "serve"
 AHEAD = 3  # parts a worker: one being read, and two for a step that ends early
 SERVE = "from predistill.teachers.prefetch import serve; serve()"
 ALIGNED = 64  # bytes
+NICE = 5  # the step comes first: where all cores are busy, being asked must not push it aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,9 @@ class Asked(Protocol):
     """What is asked for: rows [n] of a source, by its number."""
 
     @property
-    def source(self) -> int: ...  # noqa: D102
+    def source(self) -> int: ...
     @property
-    def rows(self) -> npt.NDArray[np.int64]: ...  # noqa: D102
+    def rows(self) -> npt.NDArray[np.int64]: ...
 
 
 class Request(NamedTuple):
@@ -128,7 +131,7 @@ class Prefetcher:
         waiting: deque[Asking] = deque()
         coming = iter(requests)
         while True:
-            while len(self._asked) < self._ahead and (request := next(coming, None)) is not None:
+            for request in islice(coming, self._ahead - len(self._asked)):
                 worker = self._workers[self._turn % len(self._workers)]
                 self._turn += 1
                 worker.ask(request.source, request.rows)
@@ -137,7 +140,7 @@ class Prefetcher:
             if not waiting:
                 return
             found = self._asked.popleft().receive()
-            if isinstance(found, BaseException):
+            if isinstance(found, Exception):
                 raise found
             yield waiting.popleft(), _part(found)
 
@@ -204,7 +207,7 @@ class _Worker:
         free = [self._free.popleft() for _ in range(len(self._free))]
         self._send({"source": source, "rows": rows.tolist(), "free": free})
 
-    def receive(self) -> Arrays | BaseException:
+    def receive(self) -> Arrays | Exception:
         """The arrays of the part that was asked for first, or the error that it met."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -213,8 +216,8 @@ class _Worker:
         answer = json.loads(line)
         self.cpu_seconds = answer["cpu_seconds"]
         if "error" in answer:
-            kind = getattr(errors, answer["error"], RuntimeError)
-            return kind(answer["words"])  # type: ignore[no-any-return]
+            kind: type[Exception] = getattr(errors, answer["error"], RuntimeError)
+            return kind(answer["words"])
         slot, size = answer["slot"], answer["slot_bytes"]
         if slot not in self._maps:
             self._maps[slot] = mmap.mmap(self._fd, size, offset=answer["slot_start"])
@@ -244,10 +247,8 @@ class _Worker:
 def _end(process: subprocess.Popen[bytes], fd: int) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
+    with suppress(BrokenPipeError):
         process.stdin.close()  # what it waits for
-    except BrokenPipeError:
-        pass
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
@@ -307,7 +308,7 @@ class _Slots:
 
 
 def _write(fd: int, array: npt.NDArray[Any], offset: int) -> None:
-    data = memoryview(array).cast("B") if array.size else memoryview(b"")
+    data = array.reshape(-1).view(np.uint8).data
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
@@ -318,11 +319,12 @@ def serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the caller decides
         signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()
+    os.nice(NICE)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not answer
     slots = _Slots(int(sys.argv[1]))
     read: _Reader | None = None
-    try:
+    with suppress(BrokenPipeError):
         for line in sys.stdin.buffer:
             message = json.loads(line)
             if read is None:
@@ -339,8 +341,6 @@ def serve() -> None:
                 answer = {"error": "", "words": f"a process that reads the store failed: {error!r}"}
             answers.write(json.dumps({**answer, "cpu_seconds": process_time()}).encode() + b"\n")
             answers.flush()
-    except BrokenPipeError:
-        pass
 
 
 def _source(content: dict[str, Any]) -> Source:
