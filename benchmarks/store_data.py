@@ -140,7 +140,7 @@ def _smollm2(corpus_path: Path) -> Callable[[int], Arrays]:
 MIXTURE_WORDS = 151_936  # as models of this tokenizer have them: its words, and padding that is never in a text
 DISCOUNT, UNSEEN = 0.75, 0.01
 CACHE, CACHE_TOKENS, CACHE_DECAY = 0.12, 512, 150.0
-SHARPNESS = 1.3  # without it 90 words are kept at top-.95-100, more than of a real teacher; with it about 55
+SHARPNESS = 1.3  # without it 90 words are kept at top-.95-100, more than of a real teacher; with it about 65
 MIXTURE_FACTS = {
     "what": "interpolated n-gram model with absolute discounting, fitted on the training split, read on held-out rows, "
     "mixed with a recency cache of the row, to a power, normalised",

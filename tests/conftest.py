@@ -26,6 +26,7 @@ from predistill.runs import Run  # noqa: E402
 from predistill.stages.prepare import prepare  # noqa: E402
 from tests.made import DOCUMENTS, LETTERS, ROW_LEN, recipe_content  # noqa: E402
 from tests.processes import Forks  # noqa: E402
+from tests.s3 import S3  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +99,15 @@ def forks() -> Iterator[Forks]:
     """Processes that run `predistill`, started in milliseconds."""
     with Forks() as forks:
         yield forks
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """An S3 server on the loopback; this process and those it starts are pointed to it."""
+    server = S3(tmp_path_factory.mktemp("s3"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        server.make_bucket()
+        yield server
+    server.stop()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 COMMAND = [sys.executable, "-c", "from predistill.cli import main; main()"]
 PATIENCE_SECONDS = 120.0
@@ -39,10 +38,9 @@ def predistill(*argv: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 class Forks:
-    """Starts `predistill ARGV` as forks of one warm process, one at a time; a context manager."""
+    """Starts `predistill ARGV` as forks of one warm process, any number at once; a context manager."""
 
     def __enter__(self) -> Forks:
-        # Unbuffered: whether the child has ended is asked of the pipe itself.
         self._server = subprocess.Popen(
             [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
@@ -55,12 +53,16 @@ class Forks:
         self._server.wait()
         self._server.stdout.close()
 
-    def start(self, *argv: str | Path, log: Path) -> Forked:
-        """Start it; what it prints is appended to `log`."""
+    def start(self, *argv: str | Path, log: Path, env: dict[str, str] | None = None) -> Forked:
+        """Start it; what it prints is appended to `log`. `env`: what its environment has beside that of the tests."""
+        return Forked(self.ask({"argv": [str(part) for part in argv], "log": str(log), "env": env or {}}), self)
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        """The server's answer: a new process's number, or the exit code of an old one."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write((json.dumps({"argv": [str(part) for part in argv], "log": str(log)}) + "\n").encode())
-        return Forked(int(self._server.stdout.readline()), self._server.stdout)
+        self._server.stdin.write((json.dumps(request) + "\n").encode())
+        return json.loads(self._server.stdout.readline())
 
     def run(self, *argv: str | Path, log: Path) -> int:
         """Start it and wait; its exit code."""
@@ -70,13 +72,15 @@ class Forks:
 class Forked:
     """One process, alive or ended."""
 
-    def __init__(self, pid: int, answers: IO[bytes]) -> None:
-        self.pid, self._answers = pid, answers
+    def __init__(self, pid: int, forks: Forks) -> None:
+        self.pid, self._forks = pid, forks
         self._code: int | None = None
 
     def ended(self) -> bool:
         """Whether it has ended by now."""
-        return self._code is not None or bool(select.select([self._answers], [], [], 0)[0])
+        if self._code is None:
+            self._code = self._forks.ask({"poll": self.pid})
+        return self._code is not None
 
     def kill(self, number: signal.Signals) -> None:
         """Send a signal; it may have ended before."""
@@ -85,10 +89,11 @@ class Forked:
 
     def wait(self) -> int:
         """Its exit code; minus the signal's number where a signal ended it."""
-        if self._code is None:
-            ready, _, _ = select.select([self._answers], [], [], PATIENCE_SECONDS)
-            assert ready, f"process {self.pid} still runs after {PATIENCE_SECONDS:g} s"
-            self._code = int(self._answers.readline())
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not self.ended():
+            assert time.monotonic() < until, f"process {self.pid} still runs after {PATIENCE_SECONDS:g} s"
+            time.sleep(POLL_SECONDS)
+        assert self._code is not None
         return self._code
 
 
@@ -156,11 +161,15 @@ def _serve() -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            print("null" if pid == 0 else os.waitstatus_to_exitcode(status), flush=True)
+            continue
         pid = os.fork()
         if pid == 0:
+            os.environ.update(request["env"])
             _become(request["argv"], request["log"])
         print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 def _become(argv: list[str], log: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -13,9 +12,10 @@ import typer
 from rich.console import Console
 
 from predistill import __version__
+from predistill.cli_store import store_app
 from predistill.errors import PredistillError, RecipeError, Stopped
 from predistill.memory import keep_freed_memory
-from predistill.terminal import progress
+from predistill.terminal import progress, show, table
 
 __all__ = ["app", "main"]
 
@@ -26,7 +26,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-store_app = typer.Typer(help="Look into a teacher store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
 SELECT_READS = ("sources", "out", "select", "by", "reference", "seed", "overwrite", "as_json")
@@ -60,7 +59,7 @@ def quickstart(
         return progress(title, unit=unit, scale=scale, quiet=as_json)
 
     result = run(out, text=text, seed=seed, shown=shown)
-    _print(result, as_json, result["words"])
+    show(result, as_json, result["words"])
 
 
 @app.command()
@@ -108,7 +107,7 @@ def prepare(
                 overwrite=overwrite,
                 on_progress=advance,
             )
-        _print(summary, as_json, _corpus_words(summary))
+        show(summary, as_json, _corpus_words(summary))
         return
     with progress("prepare", unit="bytes", quiet=as_json) as advance:
         summary = run(
@@ -126,7 +125,7 @@ def prepare(
             overwrite=overwrite,
             on_progress=advance,
         )
-    _print(summary, as_json, _corpus_words(summary))
+    show(summary, as_json, _corpus_words(summary))
 
 
 @app.command()
@@ -174,7 +173,7 @@ def capture(
             on_progress=advance,
         )
     facts = {**store.totals, "bytes_per_token": store.totals["bytes"] / max(store.totals["positions"], 1)}
-    _print(facts, as_json, _table(facts))
+    show(facts, as_json, table(facts))
 
 
 @app.command()
@@ -196,7 +195,7 @@ def train(
     out = out or Path("runs") / chosen.name
     if dry_run:
         sizes = open_inputs(chosen).sizes(chosen)
-        _print({"recipe": chosen.resolved(), **sizes}, as_json, _table(sizes))
+        show({"recipe": chosen.resolved(), **sizes}, as_json, table(sizes))
         return
     if overwrite:
         remove_run(out)
@@ -209,7 +208,7 @@ def train(
 
         finished = run(chosen, out=out, on_record=on_record)
     facts = {"run": str(finished.path), **(finished.done or {})}
-    _print(facts, as_json, _table(facts))
+    show(facts, as_json, table(facts))
 
 
 @app.command()
@@ -227,7 +226,7 @@ def evaluate(
     with progress("evaluate", unit="rows", quiet=as_json) as advance:
         record = run(run_or_model, tasks=tasks, corpus=corpus, teacher=teacher, limit=limit, on_progress=advance)
     heldout = dict(record["heldout"])
-    _print(record, as_json, _table(heldout | {f"teacher_{k}": v for k, v in (heldout.pop("teacher") or {}).items()}))
+    show(record, as_json, table(heldout | {f"teacher_{k}": v for k, v in (heldout.pop("teacher") or {}).items()}))
 
 
 @app.command()
@@ -243,7 +242,7 @@ def generate(
     from predistill.stages.generate import generate as run
 
     text = run(run_or_model, prompt, tokens=tokens, temperature=temperature, seed=seed)
-    _print({"prompt": prompt, "text": text}, as_json, prompt + text)
+    show({"prompt": prompt, "text": text}, as_json, prompt + text)
 
 
 @app.command()
@@ -256,7 +255,7 @@ def report(
     from predistill.stages.report import report as run
 
     page = run(paths, out=out)
-    _print({"page": str(page)}, as_json, f"{page}")
+    show({"page": str(page)}, as_json, f"{page}")
 
 
 @app.command()
@@ -268,28 +267,7 @@ def runs(
 
     found = [_run_line(run) for run in find_runs(path)]
     lines = [f"{line['run']}  {line['step']:,} of {line['steps']:,} steps  {line['state']}" for line in found]
-    _print({"runs": found}, as_json, "\n".join(lines) or f"{path}: no runs here. `predistill train` makes one.")
-
-
-@store_app.command("inspect")
-def store_inspect(path: Path, as_json: Json = False) -> None:
-    """Where a store's bytes go, and what it holds."""
-    from predistill.store import Store
-
-    store = Store(path)
-    facts = {**store.totals, **{f"bytes_{name}": size for name, size in store.bytes_by_stream().items()}}
-    facts |= store.manifest["self_test"]
-    _print({**facts, "manifest": store.manifest}, as_json, _table(facts))
-
-
-@store_app.command("verify")
-def store_verify(path: Path, as_json: Json = False) -> None:
-    """Compare every checksum of a store."""
-    from predistill.store import Store
-
-    store = Store(path)
-    store.verify()
-    _print({"rows": len(store), "intact": True}, as_json, f"{path}: {len(store):,} rows, every checksum matches.")
+    show({"runs": found}, as_json, "\n".join(lines) or f"{path}: no runs here. `predistill train` makes one.")
 
 
 def main() -> None:
@@ -342,27 +320,3 @@ def _run_line(run: Any) -> dict[str, Any]:
     step = metrics[-1]["step"] if metrics else 0
     state = "done" if run.done else "not finished"
     return {"run": str(run.path), "step": step, "steps": environment.get("steps", 0), "state": state}
-
-
-def _print(facts: dict[str, Any], as_json: bool, words: str) -> None:
-    print(json.dumps(facts, ensure_ascii=False, default=str) if as_json else words)
-
-
-def _table(facts: dict[str, Any]) -> str:
-    """Names and values, one a line, numbers grouped."""
-    rows = [(key.replace("_", " "), value) for key, value in _flat(facts) if value is not None]
-    width = max((len(key) for key, _ in rows), default=0)
-    return "\n".join(f"{key:<{width}}  {_number(value)}" for key, value in rows)
-
-
-def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in facts.items():
-        pairs += _flat(value, f"{prefix}{key} ") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return pairs
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,15 +1,18 @@
-"""What long work looks like on a terminal (a bar with rate and time left), and in a log (a plain line now and then)."""
+"""What the command line shows: long work on a terminal (a bar with rate and time left) and in a log (a plain line now
+and then), and results."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["progress"]
+__all__ = ["progress", "show", "table"]
 
 LINE_SECONDS = 15.0
 
@@ -72,3 +75,28 @@ def _plain_lines(console: Console, title: str, unit: str, scale: int) -> Advance
 def _rate(first: tuple[float, int], done: int, scale: int) -> str:
     spent = max(time.monotonic() - first[0], 1e-9)
     return f"{(done - first[1]) * scale / spent:,.0f}" if done > first[1] else "..."
+
+
+def show(facts: dict[str, Any], as_json: bool, words: str) -> None:
+    """Print the result of a verb: one JSON object, or words."""
+    print(json.dumps(facts, ensure_ascii=False, default=str) if as_json else words)
+
+
+def table(facts: dict[str, Any]) -> str:
+    """Names and values, one a line, numbers grouped."""
+    rows = [(key.replace("_", " "), value) for key, value in _flat(facts) if value is not None]
+    width = max((len(key) for key, _ in rows), default=0)
+    return "\n".join(f"{key:<{width}}  {_number(value)}" for key, value in rows)
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in facts.items():
+        pairs += _flat(value, f"{prefix}{key} ") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

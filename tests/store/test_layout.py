@@ -15,18 +15,18 @@ from tests.store.made import PERMUTATION, TRUNCATED
 
 
 def test_every_flipped_bit_of_a_sealed_json_file_is_an_error_even_one_that_json_reads_the_same(tmp_path: Path) -> None:
-    path = tmp_path / "manifest.json"
+    path = tmp_path / "sealed.json"
     write_sealed_json(path, {"format": layout.FORMAT, "version": [1, 0], "kl": 5e-06, "name": "\x1b é", "none": None})
     data = path.read_bytes()
-    assert layout.read_json(LocalPlace(tmp_path), "manifest.json")["kl"] == 5e-06
+    assert layout.read_json(LocalPlace(tmp_path), "sealed.json")["kl"] == 5e-06
     with path.open("r+b", buffering=0) as file:
         for bit in range(8 * len(data)):
             byte = bit // 8
             os.pwrite(file.fileno(), bytes([data[byte] ^ 1 << bit % 8]), byte)
             with pytest.raises(StoreError):
-                layout.read_json(LocalPlace(tmp_path), "manifest.json")
+                layout.read_json(LocalPlace(tmp_path), "sealed.json")
             os.pwrite(file.fileno(), data[byte : byte + 1], byte)
-    assert layout.read_json(LocalPlace(tmp_path), "manifest.json")["kl"] == 5e-06
+    assert layout.read_json(LocalPlace(tmp_path), "sealed.json")["kl"] == 5e-06
 
 
 def test_a_file_of_another_format_is_an_error(tmp_path: Path) -> None:

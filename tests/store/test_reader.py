@@ -249,7 +249,10 @@ def test_a_record_that_says_it_has_more_entries_than_there_can_be_is_an_error(
     data = store._fetch([store._line(2)])[0]
     record = frame.parse(data)
     streams = [(s.id, s.codec, s.dtype, s.values, data[s.start : s.start + s.bytes]) for s in record.streams]
-    for entries, words in ((32 * most + 1, f"entries, and {most} a position are the most"), (32 * most, "expected")):
+    for entries, words in (
+        (32 * most + 1, f"entries, and {most} a position are the most"),
+        (32 * most, "its lengths sum to"),
+    ):
         huge = frame.pack(
             kind=record.kind, row_id=2, token_hash=record.token_hash, positions=32, entries=entries, streams=streams
         )

@@ -219,9 +219,11 @@ def test_shards_under_each_other_s_name_are_put_right(store: Path, whole: Path) 
 def test_a_shard_of_another_store_is_set_aside_and_nothing_of_it_kept(
     store: Path, whole: Path, tmp_path: Path, header: str
 ) -> None:
-    other = write_store(
-        tmp_path / "other", rows=ROWS, facts={**TRUNCATED, "teacher": {"name": "another"}}, shard_bytes=14_000
-    )
+    other = tmp_path / "other"
+    with StoreWriter(other, manifest={**TRUNCATED, "teacher": {"name": "x"}}, permutation=PERMUTATION) as writer:
+        for row in range(4):
+            writer.write(row, token_hash(row), truncated_row(row, p=0.9))
+        writer.finish()
     data = bytearray((other / "shards" / SHARDS[0]).read_bytes())
     if header == "damaged":
         data[2] ^= 1
@@ -255,7 +257,7 @@ def test_a_permutation_with_more_than_one_wrong_entry_cannot_be_mended_and_nothi
 def test_without_manifest_and_parts_nobody_knows_what_the_rows_are(store: Path) -> None:
     flip(store / "manifest.json", 9)
     flip(store / "parts" / "part-00000.json", 9)
-    with pytest.raises(StoreError, match="neither manifest.json nor a part of it is readable"):
+    with pytest.raises(StoreError, match="neither manifest\\.json nor a part of it is readable"):
         repair(store)
 
 
@@ -335,7 +337,7 @@ def test_damage_in_a_closed_shard_of_a_half_made_store(tmp_path: Path, whole: Pa
 def test_no_repair_while_a_writer_is_at_work(tmp_path: Path) -> None:
     with (
         StoreWriter(tmp_path / "w", manifest=TRUNCATED, permutation=PERMUTATION),
-        pytest.raises(StoreError, match="writer 0 is at work on it. Stop its capture"),
+        pytest.raises(StoreError, match="writer 0 is at work on it"),
     ):
         repair(tmp_path / "w")
 

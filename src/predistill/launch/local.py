@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from predistill.errors import PredistillError
+from predistill.errors import PredistillError, RunError
 
 __all__ = ["run"]
 
@@ -59,6 +60,9 @@ def _failure(process: Any, answer: Connection) -> Exception | None:
             return error  # type: ignore[no-any-return]
     except EOFError:
         pass
-    if process.exitcode != 0:
+    if process.exitcode == 0:
+        return None
+    if process.exitcode > 0:  # a bug: its traceback stands on stderr
         return RuntimeError(f"process {process.pid} ended with exit code {process.exitcode}")
-    return None
+    killed = signal.Signals(-process.exitcode).name
+    return RunError(f"A worker (process {process.pid}) was ended by {killed}. Run the same command again to go on.")

@@ -28,11 +28,15 @@ def run(
     if began:
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:
-        gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0) / times)
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus = min(float(threads), there.get("CPU", 1.0) / times)
+        gpus = min(1.0, there.get("GPU", 0.0) / times)
         task = ray.remote(_one).options(
-            num_cpus=min(threads, ray.cluster_resources().get("CPU", 1) / times), num_gpus=gpus, max_retries=5,
+            num_cpus=cpus if cpus < 1 else int(cpus),  # Ray takes parts of one, and whole ones
+            num_gpus=gpus,
+            max_retries=5,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
-        )  # fmt: skip
+        )
         waiting = [task.remote(work, settings) for _ in range(times)]
         failed: list[Exception] = []
         while waiting:

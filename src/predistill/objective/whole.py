@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,6 +89,19 @@ def mass(gap_CV: Tensor, *, tau: float = 1.0) -> Tensor:
     return (gap_CV * (-1 / (tau * math.log(2)))).exp2_()
 
 
+def _dot(left_CV: Tensor, right_CV: Tensor) -> Tensor:
+    """Sums of products. On a CPU from BLAS, in half the time of torch, which writes [C, V] products first."""
+    if left_CV.device.type != "cpu":
+        return torch.linalg.vecdot(left_CV, right_CV)
+    # BLAS rounds as it adds: of 150,000 products the sum was off by 3e-4 of it, in blocks by 1e-7.
+    blocks = left_CV.shape[1] // 1024
+    left, right = (side_CV[:, : blocks * 1024].unflatten(1, (blocks, 1024)).numpy() for side_CV in (left_CV, right_CV))
+    sum_C = torch.from_numpy(np.vecdot(left, right)).sum(dim=1)
+    return sum_C + torch.from_numpy(
+        np.vecdot(left_CV[:, blocks * 1024 :].numpy(), right_CV[:, blocks * 1024 :].numpy())
+    )
+
+
 def _whole(logit_CV: Tensor, label_C: Tensor | None, tau: float | None) -> Whole:
     # Not log_softmax: at V 49,152 torch's is off by 4e-5 on a CPU, this sum by 1e-6.
     gap_CV = logit_CV.amax(dim=1, keepdim=True) - logit_CV
@@ -96,18 +110,18 @@ def _whole(logit_CV: Tensor, label_C: Tensor | None, tau: float | None) -> Whole
     log_sum_C = sum_C.log()
     finite_CV: Tensor = gap_CV
     columns: Tensor | int = gap_CV.shape[1]
-    surprise_C = torch.linalg.vecdot(mass_CV, gap_CV)
+    surprise_C = _dot(mass_CV, gap_CV)
     if bool(surprise_C.isnan().any()):  # 0 * inf: some ids are ruled out, and count neither here nor in the spread
         ruled_out_CV = gap_CV == torch.inf
         finite_CV, columns = gap_CV.masked_fill(ruled_out_CV, 0.0), (~ruled_out_CV).sum(dim=1)
-        surprise_C = torch.linalg.vecdot(mass_CV, finite_CV)
+        surprise_C = _dot(mass_CV, finite_CV)
         if bool(surprise_C.isnan().any()):
             raise TeacherError(
                 "The teacher gives logits that are no distribution (NaN or infinite). "
                 "Check its weights, or run it in float32 or bfloat16 rather than float16."
             )
     mean_C = finite_CV.sum(dim=1) / columns
-    variance_C = torch.linalg.vecdot(finite_CV, finite_CV) / columns - mean_C.square()
+    variance_C = _dot(finite_CV, finite_CV) / columns - mean_C.square()
     label_logprob_C = None
     if label_C is not None:
         label_logprob_C = -log_sum_C - gap_CV.gather(1, label_C.clamp(min=0)[:, None])[:, 0]

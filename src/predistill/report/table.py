@@ -22,7 +22,9 @@ from predistill.report.records import Record, State
 __all__ = ["Group", "Pair", "Row", "group_records", "matched_pairs", "run_labels", "table_rows"]
 
 _OBJECTIVE = frozenset({"teacher", "alpha", "truncation", "temperature", "tail", "loss", "positions"})
-_NOT_IN_THE_LOSS = frozenset({"name", "log_targets", "evaluate_every", "checkpoint_every", "keep", "micro_batch_rows"})
+_NOT_IN_THE_LOSS = frozenset(
+    {"name", "log_targets", "evaluate_every", "checkpoint_every", "keep", "micro_batch_rows", "readers"}
+)
 
 
 @dataclass(frozen=True)

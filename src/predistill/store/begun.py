@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from predistill.errors import StoreError
 from predistill.files import parse_sealed_json
@@ -23,7 +24,7 @@ from predistill.store.shard import HEADER_BYTES
 from predistill.store.shared import LEASE_SECONDS
 from predistill.store.writer import StoreWriter, lock_path, working_folder
 
-__all__ = ["BegunWriter", "begun_parts", "begun_writers", "finish_store", "sample_rows", "seal"]
+__all__ = ["BegunWriter", "begun_parts", "begun_writers", "finish_store", "sample_of", "seal"]
 
 SAMPLE_ROWS = 64  # evenly spaced, for means over a store's rows
 
@@ -109,20 +110,17 @@ def finish_store(
     seal_store(place, self_test=self_test or {}, rows_expected=rows_expected, partial=partial)
     if self_test is None:
         store = Store(str(place))
-        self_test = measured([store.rows(sample_rows(store))])
+        self_test = measured([store.rows(sample_of(store.present()))])
         seal_store(place, self_test=self_test, rows_expected=rows_expected, partial=partial)
     Claims(place, folder=Path(), lease=lease).clear()
     place.remove(CALIBRATION)
     return Store(str(place))
 
 
-def sample_rows(store: Store, count: int = SAMPLE_ROWS) -> list[int]:
-    """Rows that are in the store, evenly spaced; at most `count`, and one at least."""
-    rows = np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).astype(np.int64))
-    there = rows[store.has(rows)]
-    if len(there) or not store.totals["rows"]:
-        return [int(row) for row in there]
-    return [int(row) for row in store.present()[:count]]
+def sample_of(rows: npt.NDArray[np.int64], count: int = SAMPLE_ROWS) -> npt.NDArray[np.int64]:
+    """Some of the rows, evenly spaced; at most `count`."""
+    chosen: npt.NDArray[np.int64] = rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
+    return chosen
 
 
 def _growing(path: Path) -> tuple[int, int]:

@@ -53,13 +53,14 @@ class Claims:
         if key[1] >= 0 and key not in self._owners:
             try:
                 self._owners[key] = int(self._place.read(_name(*key)))
-            except (OSError, ValueError):  # taken away by a seal, or cut off by a power cut: nobody's
+            except (FileNotFoundError, ValueError):  # taken away by a seal, or cut off by a power cut: nobody's
                 self._owners[key] = -1
         return self._owners.get(key, -1)
 
     def beat(self, writer: int) -> None:
         """Tell the others of a store behind a URL that a writer lives; its lock tells those of this machine."""
-        if not isinstance(self._place, LocalPlace) and time.monotonic() - self._beaten.get(writer, 0.0) > self._lease / 8:
+        due = time.monotonic() - self._beaten.get(writer, 0.0) > self._lease / 8
+        if due and not isinstance(self._place, LocalPlace):
             self._beaten[writer] = time.monotonic()
             self._place.put(f"beats/{writer:05d}", b"%d" % time.time_ns())
 

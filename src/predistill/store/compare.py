@@ -10,7 +10,7 @@ from predistill.store.grids import GRIDS
 from predistill.store.rows import RowTargets
 from predistill.store.streams import encode_row
 
-__all__ = ["kl_to_stored", "stored_form"]
+__all__ = ["kl_to_stored", "logprob_differences", "stored_form"]
 
 
 def stored_form(row: RowTargets, id_of_rank_V: npt.NDArray[np.int32]) -> RowTargets:
@@ -40,6 +40,33 @@ def kl_to_stored(online: RowTargets, stored: RowTargets) -> float:
         assert stored.log_rest_N is not None
         kl_N += np.where(rest_N > 0, rest_N * (np.log(rest_N) - stored.log_rest_N), 0.0)
     return float(kl_N.mean())
+
+
+def logprob_differences(online: RowTargets, stored: RowTargets) -> tuple[float, int]:
+    """(largest |difference| of the log-probabilities of ids that both hold, positions that do not hold the same ids).
+
+    Of sampled targets counts belong to what is held; log-probabilities are theirs only under another proposal.
+    """
+    size = int(max(online.ids_E.max(initial=0), stored.ids_E.max(initial=0))) + 1
+    (ours, by_ours), (theirs, by_theirs) = _cells(online, size), _cells(stored, size)
+    _, place_ours, place_theirs = np.intersect1d(ours, theirs, assume_unique=True, return_indices=True)
+    same_E = np.ones(len(place_ours), bool)
+    if online.count_E is not None and stored.count_E is not None:
+        same_E = online.count_E[by_ours][place_ours] == stored.count_E[by_theirs][place_theirs]
+    held_N = np.bincount(ours[place_ours[same_E]] // size, minlength=len(online.length_N))
+    other = int(((held_N != online.length_N) | (held_N != stored.length_N)).sum())
+    furthest = 0.0
+    if online.logprob_E is not None and stored.logprob_E is not None and len(place_ours):
+        difference_E = online.logprob_E[by_ours][place_ours] - stored.logprob_E[by_theirs][place_theirs]
+        furthest = float(np.abs(difference_E).max())
+    return furthest, other
+
+
+def _cells(targets: RowTargets, size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.intp]]:
+    """(a number of each position and id, ascending; which entry it is of)."""
+    cell_E = np.repeat(np.arange(len(targets.length_N)), targets.length_N) * size + targets.ids_E
+    order_E = np.argsort(cell_E)
+    return cell_E[order_E], order_E
 
 
 def _matched(online: RowTargets, stored: RowTargets) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

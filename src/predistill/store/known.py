@@ -18,7 +18,7 @@ from predistill.store.place import Place
 from predistill.store.record import KIND_SAMPLED, KIND_TRUNCATED, Record
 from predistill.store.streams import STREAM_NAMES
 
-__all__ = ["Known", "intact_json", "known_of", "mended_permutation"]
+__all__ = ["Known", "known_of", "mended_permutation"]
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def known_of(place: Place, *, kept_manifests: list[str]) -> Known:
     """What is known of the store at `place`. `kept_manifests`: manifests that an earlier repair set aside, newest
     first. Raises `StoreError` where there is no store, or nothing intact to go by."""
     sealed = place.exists(layout.MANIFEST)
-    manifest = intact_json(place, layout.MANIFEST) if sealed else None
+    manifest = _intact_json(place, layout.MANIFEST) if sealed else None
     names = layout.part_names(place)
     if not sealed and not names:
         raise StoreError(f"{place}: no teacher store is here; name the directory that `predistill capture` wrote.")
-    parts = {layout.writer_of_part(name.removeprefix("parts/")): intact_json(place, name) for name in names}
+    parts = {layout.writer_of_part(name.removeprefix("parts/")): _intact_json(place, name) for name in names}
     sources = [source for source in (manifest, *parts.values()) if source is not None]
     if not sources:
         raise StoreError(
@@ -69,8 +69,7 @@ def known_of(place: Place, *, kept_manifests: list[str]) -> Known:
             f"{place}: it holds files of two stores ({first['store_id']} and {other[0]['store_id']}). Move one away."
         )
     if manifest is None:
-        kept = (intact_json(place, name) for name in kept_manifests)
-        manifest = next((m for m in kept if m is not None and m["store_id"] == first["store_id"]), None)
+        manifest = _kept_manifest(place, kept_manifests, store_id=first["store_id"])
     for writer in manifest["writers"] if manifest is not None else ():
         parts.setdefault(writer, None)
     lines = [*(manifest["shards"] if manifest is not None and sealed else ())]
@@ -87,13 +86,24 @@ def known_of(place: Place, *, kept_manifests: list[str]) -> Known:
     )
 
 
-def intact_json(place: Place, name: str) -> dict[str, Any] | None:
+def _intact_json(place: Place, name: str) -> dict[str, Any] | None:
     """A sealed JSON file of a store, or None where it is missing or damaged; another format version is an error."""
     try:
         parse_sealed_json(place.read(name))
     except (FileNotFoundError, ValueError):
         return None
     return layout.read_json(place, name)
+
+
+def _kept_manifest(place: Place, names: list[str], *, store_id: str) -> dict[str, Any] | None:
+    for name in names:
+        try:
+            manifest = parse_sealed_json(place.read(name))
+        except ValueError:  # it was set aside because it was damaged
+            continue
+        if manifest.get("store_id") == store_id:
+            return manifest
+    return None
 
 
 def mended_permutation(data: bytes, *, sha256: str, size: int) -> bytes | None:

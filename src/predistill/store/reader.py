@@ -21,11 +21,11 @@ from predistill.store.cache import DiskCache, default_cache
 from predistill.store.decode import decode_rows, values
 from predistill.store.grids import Grid, grids_from_manifest
 from predistill.store.index import Index
-from predistill.store.place import LocalPlace, open_place
+from predistill.store.place import File, LocalPlace, open_place
 from predistill.store.raw import Form, Found, RawRows, read_raw, read_stream
 from predistill.store.record import KIND_SAMPLED, KIND_TRUNCATED, Record
 from predistill.store.rows import RowTargets
-from predistill.store.shard import Shard, parse_shard_name
+from predistill.store.shard import HEADER_BYTES, Shard, parse_shard_name
 from predistill.store.streams import PER_POSITION, STREAM_NAMES
 
 __all__ = ["Store"]
@@ -41,7 +41,10 @@ class Store:
     """
 
     def __init__(self, where: str | Path, *, cache: DiskCache | None = None) -> None:
-        self.place = open_place(where)
+        try:
+            self.place = open_place(where)
+        except OSError as error:
+            raise StoreError(f"{where}: {error}. Check the name, the address and the credentials.") from None
         self.path = str(self.place)
         self.manifest: dict[str, Any] = self._read_manifest()
         self._store_id = bytes.fromhex(self.manifest["store_id"])
@@ -178,12 +181,15 @@ class Store:
 
         `on_progress(shards done, shards)` is called after each shard.
         """
-        self._verify_parts()
-        index = self.place.read(layout.INDEX)
+        try:
+            self._verify_parts()
+            index, there = self.place.read(layout.INDEX), self.place.names("shards")
+        except OSError as error:
+            raise self._damaged(error) from None
         if f"{google_crc32c.value(index):08x}" != self.manifest["index"]["crc32c"]:
             raise self._damaged(layout.INDEX, "its checksum does not match the manifest's")
         listed = {entry.name for entry in self._shards}
-        for name in self.place.names("shards"):
+        for name in there:
             if name not in listed:
                 raise StoreError(
                     f"{self.path}: shards/{name} is not in the manifest: it was left behind or put there by mistake. "
@@ -202,7 +208,7 @@ class Store:
                         twice += 1
                     else:
                         raise ValueError(f"row {record[0].row_id:,}: index.bin says it lies elsewhere")
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 raise self._damaged(f"shard {entry.name}", error) from None
             if on_progress is not None:
                 on_progress(number + 1, len(self._shards))
@@ -248,7 +254,10 @@ class Store:
         if not 0 <= row < self._rows:
             raise StoreError(f"{self.path}: row {row:,} was asked for; it holds rows 0 to {self._rows - 1:,}.")
         try:
-            return _Line(*self._index[row])
+            line = _Line(*self._index[row])
+            if line.size and line.shard >= len(self._shards):
+                raise ValueError(f"row {row:,}: it names shard {line.shard:,} of {len(self._shards):,}")
+            return line
         except (OSError, ValueError) as error:
             raise self._damaged(layout.INDEX, error) from None
 
@@ -256,7 +265,7 @@ class Store:
         kept = [self._kept(line) for line in lines]
         missing = [i for i, data in enumerate(kept) if data is None]
         try:
-            wanted = [(self._shard(lines[i].shard).file, lines[i].offset, lines[i].size) for i in missing]
+            wanted = [self._range(lines[i]) for i in missing]
             fetched = dict(zip(missing, self.place.ranges(wanted) if wanted else [], strict=True))
         except OSError as error:
             raise StoreError(f"{self.path}: {error}. Run the same command again.") from None
@@ -264,6 +273,12 @@ class Store:
             for i, data in fetched.items():
                 self._cache.put(self._cached_as(lines[i]), data)
         return [fetched[i] if data is None else data for i, data in enumerate(kept)]
+
+    def _range(self, line: _Line) -> tuple[File, int, int]:
+        shard = self._shard(line.shard)
+        if not HEADER_BYTES <= line.offset <= line.offset + line.size <= shard.tail.index_offset:
+            raise self._damaged(layout.INDEX, f"it names bytes outside of shard {self._shards[line.shard].name}")
+        return shard.file, line.offset, line.size
 
     def _kept(self, line: _Line) -> bytes | None:
         """The record from the cache; a damaged copy is dropped, and the record fetched again."""
@@ -293,7 +308,9 @@ class Store:
         return record
 
     def _cached_as(self, line: _Line) -> str:
-        return f"{self.manifest['store_id']}/{line.shard:05d}/{line.offset:x}-{line.size:x}"
+        # The same capture, made again, has the same id and other shards.
+        shard = self._shards[line.shard]
+        return f"{self.manifest['store_id']}/{shard.name}-{shard.crc32c}/{line.offset:x}-{line.size:x}"
 
     def _check(self, record: Record) -> None:
         if record.kind != self._kind or record.positions != self.manifest["row_len"]:
@@ -363,9 +380,10 @@ class Store:
                 raise self._damaged(f"costs/{name}", error) from None
 
     def _damaged(self, *what: object) -> StoreError:
-        return StoreError(
-            f"{self.path}: {': '.join(str(part) for part in what)}. It is damaged; restore a copy or capture it again."
-        )
+        found = ": ".join(str(part) for part in what)
+        if isinstance(what[-1], OSError) and not isinstance(what[-1], FileNotFoundError):
+            return StoreError(f"{self.path}: {found}. Run the same command again, if that passes.")
+        return StoreError(f"{self.path}: {found}. It is damaged; restore a copy or capture it again.")
 
 
 class _Listed(NamedTuple):

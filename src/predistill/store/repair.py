@@ -31,7 +31,7 @@ from predistill.store.place import Place, open_place
 from predistill.store.shard import parse_shard_name
 from predistill.store.writer import lock_path, working_folder
 
-__all__ = ["repair"]
+__all__ = ["in_words", "repair"]
 
 DAMAGED = "damaged"
 SHOWN_ROWS = 20
@@ -58,6 +58,29 @@ def repair(where: str | Path, *, on_progress: Progress | None = None) -> dict[st
             return _Repair(place, known, folder).done(on_progress)
     except OSError as error:
         raise StoreError(f"{place}: {error.strerror or error}. Nothing is lost; run the same command again.") from None
+
+
+def in_words(facts: dict[str, Any]) -> str:
+    """What a repair found and did, and what is left to do, for people."""
+    lines = [f"{entry['file']}: {entry['what']}" for entry in facts["wrong"]]
+    kept = f"{facts['store']}: {facts['records_kept']:,} rows are whole"
+    if not lines:
+        lines.append(f"{kept}, nothing is wrong with them.")
+        if not facts["complete"] and not facts["missing"]:
+            lines.append("It is not sealed: `predistill capture` goes on with it, `predistill store seal` ends it.")
+    elif facts["complete"]:
+        lines.append(f"{kept}: none was lost, and the store is sealed again.")
+    else:
+        lines.append(f"{kept}, {facts['missing']:,} were lost.")
+    if facts["missing"]:
+        shown = ", ".join(f"{row:,}" for row in facts["rows_missing"])
+        more = ", ..." if facts["missing"] > len(facts["rows_missing"]) else ""
+        lines.append(f"Rows to capture again: {shown}{more}" if shown else "Nobody knows which rows they were.")
+    if facts["missing"] or (lines and facts["wrong"] and not facts["complete"]):
+        lines.append("Run its `predistill capture` again, which does just those; `predistill store seal` does without.")
+    if facts["set_aside"]:
+        lines.append(f"What was replaced lies in {facts['store']}/{DAMAGED}; delete that when you need it no more.")
+    return "\n".join(lines)
 
 
 class _Held:

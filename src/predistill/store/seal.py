@@ -68,6 +68,7 @@ def seal_store(place: Place, *, self_test: dict[str, Any], rows_expected: int, p
     if len(missing) and not partial:
         raise StoreError(f"{place}: {len(missing):,} rows are missing, the first is row {missing[0]:,}.")
     index_data = index.pack_index(rows.entries, store_id=store_id)
+    place.sweep()
     place.put(layout.INDEX, index_data)
     totals: dict[str, Any] = {
         name: sum(shard[name] for shard in listed) - rows.twice.get(name, 0)

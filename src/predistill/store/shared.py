@@ -206,7 +206,6 @@ class SharedWriter:
         if not isinstance(place, LocalPlace):
             shutil.rmtree(folder / "shards", ignore_errors=True)
         self._forget()
-        place.sweep()
 
     @contextmanager
     def _sharing(self) -> Iterator[None]:

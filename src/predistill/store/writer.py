@@ -389,7 +389,7 @@ def working_folder(place: Place, store_id: bytes) -> Path:
     if isinstance(place, LocalPlace):
         return place.path
     # The same capture to two places must not meet in one folder.
-    return cache_folder() / "writing" / f"{store_id.hex()}-{xxhash.xxh64_hexdigest(str(place))}"
+    return cache_folder() / "writing" / f"{store_id.hex()}-{xxhash.xxh64_hexdigest(str(place).encode())}"
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
