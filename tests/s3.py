@@ -13,10 +13,11 @@ BUCKET = "bucket"
 PATIENCE_SECONDS = 60.0
 _SERVE = """
 import sys
+answer, sys.stdout = sys.stdout, sys.stderr
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
 server.start()
-print(server.get_host_and_port()[1], flush=True)
+print(server.get_host_and_port()[1], file=answer, flush=True)
 sys.stdin.read()
 server.stop()
 """

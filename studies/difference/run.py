@@ -76,7 +76,15 @@ def main() -> None:
             half = f"random-half-{seed}" if arm == "random" else f"{arm}-half"
             run = trained(arm, f"seed={seed}", f"corpus=[{{path: {half}}}]")
             capture(run, corpus="corpus", out=f"store-{run.name}", truncation=CHEAP, split="held_out")
-    found = {"losses": losses(), "selection": selection(), "held_out_by_source": held_out_by_source()}
+    found = {
+        "losses": losses(),
+        "selection": selection(),
+        "held_out_by_source": held_out_by_source(),
+        "capture_cpu_seconds": {
+            name: json.loads(Path(f"store-{name}/capture.json").read_text())["cpu_seconds"]
+            for name in ("teacher", "reference")
+        },
+    }
     (HERE / "records" / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

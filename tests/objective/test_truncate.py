@@ -12,6 +12,7 @@ from torch import Tensor
 
 from predistill.errors import RecipeError, TeacherError
 from predistill.objective import Sampled, SparseTargets, TopK, TopP, TopPK
+from predistill.objective import truncate as truncate_module
 from predistill.objective import whole as whole_module
 
 
@@ -86,6 +87,43 @@ def test_what_is_told_of_the_distribution_is_right(
     assert (targets.entropy_N.double() - entropy_N).abs().max() < tolerance.log_mass
     assert (targets.logit_std_N.double() - logit_NV.double().std(1, correction=0)).abs().max() < tolerance.log_mass
     assert truncation(logit_NV).label_logprob_N is None
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("vocabulary", [800, 1003])  # several blocks of candidates; read by eights, and not
+@pytest.mark.parametrize(("truncation", "p", "k"), [(TopK(k=30), 9.0, 30), (TopPK(p=0.9, k=40), 0.9, 40)])
+def test_the_kept_ids_are_those_of_the_definition_in_a_wide_vocabulary(
+    truncation: Any, p: float, k: int, vocabulary: int, ties: bool
+) -> None:
+    logit_NV = teacher(25, vocabulary, ties=ties)
+    logit_NV[3, 20:] = -torch.inf  # fewer than k are left
+    for ids, logit_V in zip(truncation(logit_NV).ids_NK.tolist(), logit_NV, strict=True):
+        wanted = by_definition(logit_V, p=p, k=min(k, int(logit_V.isfinite().sum())))
+        assert ids == wanted + [-1] * (len(ids) - len(wanted))
+
+
+@pytest.mark.parametrize("bound", [None, 3.0])
+def test_a_cpu_finds_what_an_accelerator_finds(bound: float | None) -> None:
+    logit_NV = teacher(25, 800, ties=True)
+    gap_NV = logit_NV.amax(dim=1, keepdim=True) - logit_NV
+    bound_N1 = None if bound is None else torch.full((25, 1), bound)
+    on_cpu, elsewhere = (
+        find(gap_NV, bound_N1, 30) for find in (truncate_module._smallest_on_cpu, truncate_module._smallest)
+    )
+    for n in range(25):
+        count = 30 if bound is None else min(30, int((gap_NV[n] <= bound).sum()))
+        assert torch.equal(on_cpu[n, :count], elsewhere[n, :count])
+
+
+def test_a_wide_vocabulary_costs_no_precision(tolerance: Any) -> None:
+    logit_NV, label_N = teacher(20, 60_000), torch.arange(20)
+    targets = TopPK(p=0.95, k=100)(logit_NV, label_N)
+    logprob_NV = logit_NV.double().log_softmax(1)
+    found = (targets.label_logprob_N, targets.entropy_N, targets.logit_std_N)
+    entropy_N = -(logprob_NV.exp() * logprob_NV).sum(1)
+    wanted = (logprob_NV[range(20), label_N], entropy_N, logit_NV.double().std(1, correction=0))
+    for found_N, wanted_N in zip(found, wanted, strict=True):
+        assert (found_N.double() - wanted_N).abs().max() < tolerance.log_mass
 
 
 def test_the_rest_is_exact_where_one_minus_the_kept_mass_would_be_nothing(tolerance: Any) -> None:

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import TypeAdapter
 from torch import distributed
 from transformers import PreTrainedModel
 
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError, did_you_mean
-from predistill.fingerprint import file_sha256, row_hash
+from predistill.fingerprint import row_hash
 from predistill.launch import run_many
 from predistill.objective import Full, Sampled, TopK, TopP, TopPK, Truncation
 from predistill.runs import command_line
@@ -32,7 +31,8 @@ from predistill.stages.inputs import pick_device
 from predistill.store import RowTargets, SharedWriter, Store, StoreComplete, StoreWriter, is_complete, rows_begun
 from predistill.store.calibration import Calibration
 from predistill.teachers.csr import csr_arrays
-from predistill.teachers.live import SAMPLING_SEED, LiveTeacher
+from predistill.teachers.facts import store_facts
+from predistill.teachers.live import LiveTeacher
 from predistill.teachers.load import DTYPES, load_teacher, sharded, teacher_facts
 
 __all__ = ["capture", "truncation_from_flags"]
@@ -91,6 +91,9 @@ def capture(
         _launched(settings, workers=workers, launcher=launcher, rows=len(source), on_progress=on_progress)
     else:
         _worked(job, out, on_progress)
+        if tensor_parallel:
+            distributed.barrier()
+            distributed.destroy_process_group()
     return Store(out)
 
 
@@ -134,32 +137,23 @@ class _Job:
 
     def facts(self) -> dict[str, Any]:
         """The static part of the manifest: what must not change while a store grows, and what training checks."""
-        corpus, kept = self.corpus, TypeAdapter(type(self.truncation)).dump_python(self.truncation, mode="json")
-        if isinstance(self.truncation, Sampled):
-            kept |= {"seed": SAMPLING_SEED}
-        spread = {"tensor_parallel": distributed.get_world_size()} if self.tensor_parallel else {}
-        return {
-            "teacher": {
-                **teacher_facts(self.teacher),
-                "dtype": self.dtype,
-                "engine": {"name": "transformers", "version": version("transformers"), "torch": torch.__version__},
-            },
-            "tokenizer": {"sha256": file_sha256(corpus.tokenizer_path), "vocab_size": corpus.vocab_size},
-            "corpus": {
-                "fingerprint": corpus.fingerprint,
-                "split": corpus.split,
-                "row_len": corpus.row_len,
-                "document_mask": corpus.document_mask,
-                "stream": corpus.manifest["stream"],
-            },
-            "capture": {
-                "group_rows": group_rows(corpus.row_len),
+        spread = (
+            {"tensor_parallel": distributed.get_world_size()}
+            if self.tensor_parallel and distributed.is_initialized()
+            else {}
+        )
+        engine = {"name": "transformers", "version": version("transformers"), "torch": torch.__version__}
+        return store_facts(
+            self.corpus,
+            self.truncation,
+            teacher={**teacher_facts(self.teacher), "dtype": self.dtype, "engine": engine},
+            capture={
+                "group_rows": group_rows(self.corpus.row_len),
                 "threads": self.threads,
                 "device": pick_device().type,
                 **spread,
             },
-            ("sampling" if isinstance(self.truncation, Sampled) else "truncation"): kept,
-        }
+        )
 
     def load(self) -> PreTrainedModel:
         """The teacher."""

@@ -1,6 +1,6 @@
 """`predistill prepare CORPUS --select`: a part of a prepared corpus, whole documents, by difference or at random.
 
-Difference sampling (Gu et al. 2024, MiniPLM, arXiv 2410.17215, section 2): keep the documents which a teacher finds
+Difference sampling (Gu et al. 2024, MiniPLM, arXiv 2410.17215): keep the documents which a teacher finds
 likelier than a small reference model does. What both find easy, and noise, which neither can foresee, goes.
 """
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from predistill.corpus import Corpus
-from predistill.errors import StoreError
+from predistill.stages.seal import corpus_of
 from predistill.stages.select import parse_rows
 from predistill.store import Store
 from predistill.store.export import export as export_rows
@@ -25,15 +24,8 @@ def export(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """As `store.export.export`; `rows` as in `select`. Raises `StoreError`, `RecipeError` or `CorpusError`."""
-    store, source = Store(where), None
-    if corpus is not None:
-        made = store.manifest["corpus"]
-        source = Corpus(corpus, split=made.get("split", "train"))
-        if source.fingerprint != made["fingerprint"]:
-            raise StoreError(
-                f"{where}: it was captured over another corpus (fingerprint {made['fingerprint']}, {corpus} has "
-                f"{source.fingerprint}). Name that one."
-            )
+    store = Store(where)
+    source = None if corpus is None else corpus_of(where, store.manifest, corpus)
     return export_rows(
         where,
         out=out,

@@ -168,7 +168,7 @@ class _Selection:
         if self._cut == self._kept:
             return stored
         padded = padded_targets(stored, draws=self._draws, device=torch.device("cpu"), tau=self._tau)
-        cut = csr_arrays(narrowed(padded, rows, self._cut))
+        cut: dict[str, Any] = csr_arrays(narrowed(padded, rows, self._cut))
         if isinstance(self._cut, Sampled):
             return replace(stored, **cut)
         # A prefix of each position; the log-probabilities as they lie in the store, not scaled to the old kept mass.

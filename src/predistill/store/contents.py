@@ -28,9 +28,9 @@ def contents(where: str | Path, *, rows: int = SAMPLE_ROWS) -> dict[str, Any]:
 
     Of a sealed one: {"store", "complete": True, "rows", "rows_there", "row_len", "positions", "entries", "bytes",
     "shards", "writers", "bytes_per_position", "streams": {name: {"bytes", "per_position", "per_entry", "share"}},
-    "sample": means and "histogram": [{"from", "to", "share"}] of the entries a position, "made_from", "self_test",
-    "cost", "manifest"}. Of one in the making: {"store", "complete": False, "rows_there", "bytes", "writers": [{"number",
-    "state", "rows", "bytes", "heard"}], "made_from", "cost"}. Raises `StoreError`.
+    "sample": means, and "histogram": [{"from", "to", "share"}] of the entries a position, "made_from", "self_test",
+    "cost", "manifest"}. Of one in the making: {"store", "complete": False, "rows_there", "bytes", "writers":
+    [{"number", "state", "rows", "bytes", "heard"}], "made_from", "cost"}. Raises `StoreError`.
     """
     place = open_place(where)
     if not layout.is_complete(place):

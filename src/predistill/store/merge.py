@@ -19,7 +19,7 @@ from predistill.store.writer import StoreWriter
 __all__ = ["merge"]
 
 BATCH_ROWS = 64
-OWN = ("capture", "merged_from")  # facts in which stores to merge may differ, beside the versions of the engine
+OWN = ("capture", "selected_from", "merged_from")  # in which stores to merge may differ, beside the engine's versions
 Progress = Callable[[int, int], None]
 
 
@@ -47,6 +47,7 @@ def merge(
     rows = np.flatnonzero(source >= 0)
     facts = facts_of(first.manifest)
     if any(store.manifest["store_id"] != first.manifest["store_id"] for store in opened):
+        facts.pop("selected_from", None)
         facts["merged_from"] = [_origin(store) for store in opened]
     with StoreWriter(out, manifest=facts, permutation=first.permutation, shard_bytes=shard_bytes) as writer:
         for start in range(0, len(rows), BATCH_ROWS):
@@ -74,7 +75,7 @@ def merge(
 def _check_alike(first: Store, other: Store) -> None:
     """`StoreError` unless the two can be parts of one store."""
     ours, theirs = _comparable(first), _comparable(other)
-    for key in sorted(ours.keys() | theirs.keys()):
+    for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key not in ("truncation", "sampling"), key)):
         if ours.get(key) != theirs.get(key):
             raise StoreError(
                 f"{other.path}: its {key} is not that of {first.path} ({theirs.get(key)} and {ours.get(key)}). Only "
@@ -135,5 +136,5 @@ def _self_test(opened: list[Store]) -> dict[str, Any]:
         if not all(isinstance(value, int | float) for value in values):
             continue
         counted = name.endswith("_rows")
-        merged[name] = sum(values) if counted else float(np.average(values, weights=weights))  # type: ignore[arg-type]
+        merged[name] = sum(values) if counted else float(np.average(values, weights=weights))
     return merged

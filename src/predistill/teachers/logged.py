@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import TypeAdapter
 
 from predistill.corpus import Corpus
 from predistill.errors import StoreError
-from predistill.fingerprint import file_sha256, row_hash
-from predistill.objective import Sampled, Truncation
+from predistill.fingerprint import row_hash
+from predistill.objective import Truncation
 from predistill.store import RowTargets, Store, StoreWriter, is_complete, read_permutation
 from predistill.students.forward import Head
 from predistill.teachers.csr import csr_arrays
-from predistill.teachers.pieces import SAMPLING_SEED, Pieces
+from predistill.teachers.facts import store_facts
+from predistill.teachers.pieces import Pieces
 
 __all__ = ["TargetLog"]
 
@@ -50,7 +50,9 @@ class TargetLog:
         self._out, self._corpus, self._steps = out, corpus, steps
         self._limit = len(corpus) if rows is None else min(rows, len(corpus))
         self._pieces = Pieces(truncation, corpus.vocab_size)
-        self._facts = _facts(corpus, truncation, made_by)
+        # Machine and versions are in the run's own records: it may go on elsewhere.
+        capture = {"forward_pass": "the training step's own, before its update"}
+        self._facts = store_facts(corpus, truncation, teacher=made_by, capture=capture)
         self._kept = state or {"shards": 0, "rows": 0, "sums": {}}
         self._sums: dict[str, float] = dict(self._kept["sums"])
         self._rows = int(self._kept["rows"])
@@ -157,23 +159,3 @@ class TargetLog:
                     f"{self._out}: this store is complete, and another run or capture made it ({key} is "
                     f"{store.manifest.get(key)}, this run's would be {wanted}). Name another log_targets.out."
                 )
-
-
-def _facts(corpus: Corpus, truncation: Truncation, made_by: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's facts: those of a capture, as training checks them, with the run in the teacher's place. Machine
-    and versions are in the run's own records, so that a run may go on elsewhere."""
-    kept = TypeAdapter(type(truncation)).dump_python(truncation, mode="json")
-    sampled = isinstance(truncation, Sampled)
-    return {
-        "teacher": made_by,
-        "tokenizer": {"sha256": file_sha256(corpus.tokenizer_path), "vocab_size": corpus.vocab_size},
-        "corpus": {
-            "fingerprint": corpus.fingerprint,
-            "split": corpus.split,
-            "row_len": corpus.row_len,
-            "document_mask": corpus.document_mask,
-            "stream": corpus.manifest["stream"],
-        },
-        "capture": {"forward_pass": "the training step's own, before its update"},
-        ("sampling" if sampled else "truncation"): kept | ({"seed": SAMPLING_SEED} if sampled else {}),
-    }
