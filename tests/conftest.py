@@ -16,7 +16,8 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is loaded, which torch may do at any time
 
 import json  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 
 import pytest  # noqa: E402
 import zstandard  # noqa: E402
@@ -24,7 +25,7 @@ import zstandard  # noqa: E402
 from predistill.assets import sample_path, teacher_path, tokenizer_path  # noqa: E402
 from predistill.runs import Run  # noqa: E402
 from predistill.stages.prepare import prepare  # noqa: E402
-from tests.made import DOCUMENTS, LETTERS, ROW_LEN, recipe_content  # noqa: E402
+from tests.made import DOCUMENTS, LETTERS, ROW_LEN, Ended, recipe_content  # noqa: E402
 from tests.processes import Forks  # noqa: E402
 from tests.s3 import S3  # noqa: E402
 
@@ -111,3 +112,22 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         server.make_bucket()
         yield server
     server.stop()
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """`predistill ARGV` in this process: what `main` does, without the seconds of a start."""
+
+    from predistill.cli import main
+
+    def run(*argv: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["predistill", *map(str, argv)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        return Ended(code, *capsys.readouterr())
+
+    return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from predistill.runs import Run
 
@@ -47,3 +47,16 @@ def weights(run: Run) -> bytes:
 def files_below(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by name; empty where there is no folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> str:
+        """Standard error in one line."""
+        return " ".join(self.err.split())

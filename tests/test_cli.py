@@ -4,51 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
 
 from predistill import __version__
-from predistill.cli import app, main
+from predistill.cli import app
+from predistill.cli_store import store_app
 from predistill.corpus import Corpus
 from predistill.errors import Stopped
 from predistill.runs import Run
 from predistill.store import Store
 from predistill.students import PRESETS
-from tests.made import STEPS, files_below, recipe_content
+from tests.made import STEPS, Ended, files_below, recipe_content
 from tests.processes import predistill
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def words(self) -> str:
-        """Standard error in one line."""
-        return " ".join(self.err.split())
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """`predistill ARGV` in this process: what `main` does, without the seconds of a start."""
-
-    def run(*argv: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["predistill", *map(str, argv)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        return Ended(code, *capsys.readouterr())
-
-    return run
 
 
 def written(folder: Path, content: dict[str, Any]) -> Path:
@@ -113,7 +85,7 @@ def test_our_own_bug_is_not_dressed_up(call: Callable[..., Ended], monkeypatch: 
 def test_every_verb_has_json(call: Callable[..., Ended]) -> None:
     verbs = {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
     assert verbs == {"quickstart", "prepare", "capture", "train", "evaluate", "generate", "report", "runs"}
-    for verb in [*verbs, "store inspect", "store verify"]:
+    for verb in [*verbs, *(f"store {command.name}" for command in store_app.registered_commands)]:
         assert "--json" in call(*verb.split(), "--help").out, verb
 
 
@@ -155,9 +127,7 @@ def test_selecting_in_json_and_in_words(call: Callable[..., Ended], corpus: Path
         assert not (tmp_path / "new").exists()
 
 
-def test_capture_and_store_in_json_and_in_words(
-    call: Callable[..., Ended], corpus: Path, lm_run: Run, tmp_path: Path
-) -> None:
+def test_capture_in_json_and_in_words(call: Callable[..., Ended], corpus: Path, lm_run: Run, tmp_path: Path) -> None:
     flags = ("--teacher", lm_run.path, "--corpus", corpus, "--out", tmp_path / "s", "--top-k", "5")
     ended = call("capture", *flags, "--json")
     facts = json.loads(ended.out)
@@ -165,22 +135,6 @@ def test_capture_and_store_in_json_and_in_words(
     assert facts["rows"] == len(Corpus(corpus))
     assert facts["bytes_per_token"] == facts["bytes"] / facts["positions"]
     assert f"{facts['rows']:,}" in call("capture", *flags).out
-
-    inspected = json.loads(call("store", "inspect", tmp_path / "s", "--json").out)
-    streams = {name: size for name, size in inspected.items() if name.startswith("bytes_")}
-    assert sum(streams.values()) == inspected["bytes"] == facts["bytes"]
-    assert inspected["manifest"] == Store(tmp_path / "s").manifest
-    assert "teacher loss nats" in call("store", "inspect", tmp_path / "s").out
-
-    assert json.loads(call("store", "verify", tmp_path / "s", "--json").out) == {"rows": facts["rows"], "intact": True}
-    assert "every checksum matches" in call("store", "verify", tmp_path / "s").out
-    shard = next((tmp_path / "s" / "shards").iterdir())
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 4
-    shard.write_bytes(data)
-    damaged = call("store", "verify", tmp_path / "s", "--json")
-    assert (damaged.code, damaged.out) == (2, "")
-    assert "damaged" in damaged.words
 
 
 def test_train_in_json_and_in_words(call: Callable[..., Ended], corpus: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_a_payload_that_holds_another_number_of_values_is_an_error(number: int, 
         codec.RAW: values.tobytes(),
         codec.ZSTD: codec.zstandard.ZstdCompressor().compress(values.tobytes()),
         codec.PCO: codec.standalone.simple_compress(values, codec.ChunkConfig()),
+        codec.PARTS: codec.encode_parts(values, [30, 0, 70])[1],
     }[number]
     out = np.empty(100, np.uint16)
     codec.decode_into(number, payload, dtype=values.dtype, out=out)
@@ -62,8 +63,8 @@ def test_bytes_that_no_encoder_made_are_an_error(number: int) -> None:
 
 
 def test_an_unknown_codec_is_an_error() -> None:
-    with pytest.raises(ValueError, match="codec 3 is not one of 0 raw, 1 zstd, 2 pco"):
-        codec.decode_into(3, b"1234", dtype=np.dtype("<u1"), out=np.empty(4, np.uint8))
+    with pytest.raises(ValueError, match="codec 4 is not one of 0 raw, 1 zstd, 2 pco, 3 parts"):
+        codec.decode_into(4, b"1234", dtype=np.dtype("<u1"), out=np.empty(4, np.uint8))
 
 
 def test_a_zstd_frame_that_says_it_is_huge_is_an_error_before_anything_is_allocated() -> None:

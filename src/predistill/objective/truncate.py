@@ -182,13 +182,15 @@ def _smallest_on_cpu(gap_CV: Tensor, bound_C1: Tensor | None, count: int) -> Ten
 
 
 def _places(chosen_CV: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """np.flatnonzero in half the time where few are chosen: it guesses wrong at each, so first by eights."""
+    """np.flatnonzero in half the time, by eights first: where few are chosen, it branches wrongly at each."""
     if chosen_CV.size % 8:
         return np.flatnonzero(chosen_CV)
     eight_X = chosen_CV.reshape(-1).view(np.uint64)
     some_Y = np.flatnonzero(eight_X != 0)
-    place_E = np.flatnonzero(eight_X[some_Y].view(np.bool_))
-    return some_Y[place_E >> 3] << 3 | place_E & 7
+    among_E = np.flatnonzero(eight_X[some_Y].view(np.bool_))
+    place_E: npt.NDArray[np.int64] = some_Y[among_E >> 3] << 3
+    place_E |= among_E & 7
+    return place_E
 
 
 def _log_rest(whole: Whole, kept_CK: Tensor) -> Tensor:

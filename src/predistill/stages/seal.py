@@ -8,9 +8,8 @@ from typing import Any
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError
 from predistill.store import Store
-from predistill.store.begun import begun_parts
+from predistill.store.begun import begun_parts, reached
 from predistill.store.begun import seal as seal_rows
-from predistill.store.place import open_place
 
 __all__ = ["corpus_of", "seal"]
 
@@ -20,7 +19,7 @@ def seal(
 ) -> Store:
     """As `store.begun.seal`, for a store over `corpus`, or over a corpus split of so many rows. Raises `StoreError`,
     `RecipeError` or `CorpusError`."""
-    facts = begun_parts(open_place(where))[0]["facts"]
+    facts = begun_parts(reached(where))[0]["facts"]
     if (corpus is None) == (rows is None):
         raise RecipeError(
             f"{where}: a store in the making does not know how many rows its corpus split has. Give --corpus or --rows."

@@ -24,7 +24,7 @@ from predistill.store.shard import HEADER_BYTES
 from predistill.store.shared import LEASE_SECONDS
 from predistill.store.writer import StoreWriter, lock_path, working_folder
 
-__all__ = ["BegunWriter", "begun_parts", "begun_writers", "finish_store", "sample_of", "seal"]
+__all__ = ["BegunWriter", "begun_parts", "begun_writers", "finish_store", "reached", "sample_of", "seal"]
 
 SAMPLE_ROWS = 64  # evenly spaced, for means over a store's rows
 
@@ -38,6 +38,17 @@ class BegunWriter:
     rows: int  # whole on disk
     bytes: int
     heard: float | None = None
+
+
+def reached(where: str | Path) -> Place:
+    """The place of a store; `StoreError` where it does not answer."""
+    try:
+        place = open_place(where)
+        place.exists(layout.MANIFEST)
+        place.names("parts")
+    except OSError as error:
+        raise StoreError(f"{where}: {error}. Check the name, the address and the credentials.") from None
+    return place
 
 
 def begun_parts(place: Place) -> list[dict[str, Any]]:
@@ -71,7 +82,7 @@ def seal(where: str | Path, *, rows_expected: int, partial: bool = False) -> Sto
     `partial`: rows may be missing. Writers that are gone are closed; one that is at work is an error. What the capture
     measured of itself is taken from it, or measured over the stored rows. Raises `StoreError`.
     """
-    place = open_place(where)
+    place = reached(where)
     parts = begun_parts(place)
     if at_work := [writer.number for writer in begun_writers(place, parts) if writer.state == "at work"]:
         raise StoreError(f"{place}: writer {at_work[0]} is at work on it. Stop its capture first, or let it seal.")

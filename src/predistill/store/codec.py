@@ -1,11 +1,15 @@
 """One stream of a record: a one-dimensional array of unsigned integers to bytes and back.
 
 Codecs: raw, zstd, pco (pcodec, an entropy coder over value bins). The smallest of the tried ones is written, ties to
-the lowest number, so the bytes depend on the values and the libraries' versions alone.
+the lowest number, so the bytes depend on the values and the libraries' versions alone. The codec parts is a number of
+those one behind the other, for values whose statistics change at known places: u8 parts, then of each part codec u8,
+values u32, bytes u32, then the parts.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +17,11 @@ import numpy.typing as npt
 import zstandard
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 
-__all__ = ["CODECS", "DTYPES", "DTYPE_NUMBERS", "PCO", "RAW", "ZSTD", "decode_into", "encode"]
+__all__ = ["CODECS", "DTYPES", "DTYPE_NUMBERS", "PARTS", "PCO", "RAW", "ZSTD", "decode_into", "encode", "encode_parts"]
 
-RAW, ZSTD, PCO = 0, 1, 2
-CODECS = {RAW: "raw", ZSTD: "zstd", PCO: "pco"}
+RAW, ZSTD, PCO, PARTS = 0, 1, 2, 3
+CODECS = {RAW: "raw", ZSTD: "zstd", PCO: "pco", PARTS: "parts"}
+_PART = struct.Struct("<BII")
 
 DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 3: np.dtype("<u4"), 4: np.dtype("<u8")}
 DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
@@ -42,6 +47,16 @@ def encode(values: npt.NDArray[Any]) -> tuple[int, bytes]:
     return min(encodings, key=lambda encoding: (len(encoding[1]), encoding[0]))
 
 
+def encode_parts(values: npt.NDArray[Any], sizes: Sequence[int]) -> tuple[int, bytes]:
+    """(codec, bytes) of `values`, cut into parts of `sizes`, each in its own encoding."""
+    ends = np.cumsum(sizes).tolist()
+    assert ends[-1] == len(values)
+    assert len(sizes) < 256
+    parts = [encode(values[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+    table = b"".join(_PART.pack(codec, size, len(payload)) for size, (codec, payload) in zip(sizes, parts, strict=True))
+    return PARTS, b"".join((bytes([len(parts)]), table, *(payload for _, payload in parts)))
+
+
 def decode_into(codec: int, payload: bytes, *, dtype: np.dtype[Any], out: npt.NDArray[Any]) -> None:
     """Fill `out` (contiguous) with the values of `payload`, which were written as `dtype`.
 
@@ -53,6 +68,9 @@ def decode_into(codec: int, payload: bytes, *, dtype: np.dtype[Any], out: npt.ND
         part = np.empty(len(out), dtype)
         decode_into(codec, payload, dtype=dtype, out=part)
         out[:] = part
+        return
+    if codec == PARTS:
+        _decode_parts(payload, dtype=dtype, out=out)
         return
     if codec == PCO:
         try:
@@ -74,3 +92,17 @@ def decode_into(codec: int, payload: bytes, *, dtype: np.dtype[Any], out: npt.ND
     if len(payload) != out.nbytes:
         raise ValueError(f"{len(payload):,} bytes, expected {out.nbytes:,}")
     out[:] = np.frombuffer(payload, dtype)
+
+
+def _decode_parts(payload: bytes, *, dtype: np.dtype[Any], out: npt.NDArray[Any]) -> None:
+    count = payload[0] if payload else 0
+    start, end = 1 + count * _PART.size, 0
+    if len(payload) < start:
+        raise ValueError("parts: the table is cut off")
+    for codec, values, size in _PART.iter_unpack(payload[1:start]):
+        if codec == PARTS or end + values > len(out):
+            raise ValueError(f"parts: not {len(out):,} values")
+        decode_into(codec, payload[start : start + size], dtype=dtype, out=out[end : end + values])
+        start, end = start + size, end + values
+    if end != len(out) or start != len(payload):
+        raise ValueError(f"parts: not exactly {len(out):,} values")

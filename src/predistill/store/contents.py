@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.store import layout
-from predistill.store.begun import begun_parts, begun_writers, sample_of
+from predistill.store.begun import begun_parts, begun_writers, reached, sample_of
 from predistill.store.calibration import measured
 from predistill.store.costs import total_cost
-from predistill.store.place import Place, open_place
+from predistill.store.place import Place
 from predistill.store.reader import Store
 
 __all__ = ["contents"]
@@ -32,7 +32,7 @@ def contents(where: str | Path, *, rows: int = SAMPLE_ROWS) -> dict[str, Any]:
     "cost", "manifest"}. Of one in the making: {"store", "complete": False, "rows_there", "bytes", "writers":
     [{"number", "state", "rows", "bytes", "heard"}], "made_from", "cost"}. Raises `StoreError`.
     """
-    place = open_place(where)
+    place = reached(where)
     if not layout.is_complete(place):
         return _begun(place)
     store = Store(where)

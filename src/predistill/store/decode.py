@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.store.grids import NOTHING, Grid, log_of_logit
-from predistill.store.raw import Form, Found, RawRows, read_raw
+from predistill.store.raw import Form, Found, RawRows, read_raw, running
 from predistill.store.record import parse
 from predistill.store.rows import RowTargets
 from predistill.store.streams import PER_POSITION
@@ -152,10 +152,9 @@ def _finish_into(
     step, origin = np.float32(grids["logprob"].step), np.float32(grids["logprob"].origin)
     for n, e in _blocks(end_N):
         lengths_N, start_N = length_N[n], end_N[n] - length_N[n] - e.start
-        rank_E = _running(raw.rank_E[e], start_N, lengths_N) if raw.sampled else raw.rank_E[e]
-        id_of_rank_V.take(rank_E.astype(np.intp), out=out["ids_E"][e], mode="clip")  # they were checked
+        id_of_rank_V.take(raw.rank_E[e].astype(np.intp), out=out["ids_E"][e], mode="clip")  # they were checked
         if raw.q_E is not None:
-            q_E = raw.q_E[e] if raw.sampled else _running(raw.q_E[e], start_N, lengths_N)
+            q_E = raw.q_E[e] if raw.sampled else running(raw.q_E[e], lengths_N)
             logprob_E = np.multiply(q_E, step, out=out["logprob_E"][e], dtype=np.float32, casting="unsafe")
             logprob_E += origin
             if log_kept_N is not None:
@@ -173,17 +172,6 @@ def _blocks(end_N: npt.NDArray[np.intp]) -> Iterator[tuple[slice, slice]]:
         if e1 > e0:
             yield slice(n0, n1), slice(e0, e1)
         n0, e0 = n1, e1
-
-
-def _running(
-    difference_E: npt.NDArray[Any], start_N: npt.NDArray[np.intp], length_N: npt.NDArray[np.intp]
-) -> npt.NDArray[np.uint32]:
-    """The running sum of each position, modulo 2^32: one of all, less its value where the position starts."""
-    sum_E = np.empty(len(difference_E) + 1, np.uint32)
-    sum_E[0] = 0
-    difference_E.cumsum(out=sum_E[1:], dtype=np.uint32)
-    before_E = sum_E[start_N].repeat(length_N)
-    return np.subtract(sum_E[1:], before_E, out=before_E)
 
 
 def _scale(

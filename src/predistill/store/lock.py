@@ -27,6 +27,7 @@ class Lock:
                 os.close(fd)
                 return None
             if _is_at(fd, path):
+                os.utime(fd)  # a sign of life, from a new holder
                 return Lock(path, fd)
             os.close(fd)  # its holder removed the file between our opening and our locking
 

@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.store import codec
-from predistill.store.record import KIND_SAMPLED, Record, check_readable
+from predistill.store.order import rank_of_local, sorted_place
+from predistill.store.record import KIND_SAMPLED, Record, Stream, check_readable
 from predistill.store.rows import OPTIONAL_FIELDS
-from predistill.store.streams import COUNTS, IDS, LENGTHS, LOGPROBS, PER_POSITION, REST, STREAM_NAMES
+from predistill.store.streams import COUNTS, IDS, LENGTHS, LOCAL, LOGPROBS, PER_POSITION, REST, STREAM_NAMES
 
-__all__ = ["Empty", "Form", "Found", "RawRows", "fresh", "read_raw", "read_stream"]
+__all__ = ["Empty", "Form", "Found", "RawRows", "fresh", "read_raw", "read_stream", "running"]
 
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
@@ -59,7 +60,7 @@ class RawRows:
     positions: int  # T
     sampled: bool
     length_N: U32  # entries of each position
-    rank_E: U32  # truncated: in descending probability; sampled: ascending, the first absolute, then gaps
+    rank_E: U32  # truncated: in descending probability; sampled: distinct within a position, any order
     q_E: U16 | None = None  # truncated: the first absolute, then differences; sampled: absolute
     count_E: U32 | None = None
     rest_N: U16 | None = None
@@ -97,7 +98,9 @@ def read_raw(
     def read(stream_id: int, dtype: str, absent: int = 0) -> Any:
         return read_stream(records, stream_id, dtype, positions=form.positions, absent=absent, where=where, empty=empty)
 
-    length_N = read(LENGTHS, "<u4")
+    length_N, count_E = read(LENGTHS, "<u4"), read(COUNTS, "<u4") if COUNTS in form.streams else None
+    if count_E is not None:
+        _tell_lengths(records, length_N, count_E, positions=form.positions, where=where)
     sums = length_N.reshape(-1, form.positions).sum(axis=1, dtype=np.uint64).tolist()
     for i, record in enumerate(records):
         if sums[i] != (entries := record[0].entries if record else 0):
@@ -106,6 +109,11 @@ def read_raw(
     if (outside := _outside(rank_E, length_N, form)) is not None:
         place = where(outside // form.positions)
         raise ValueError(f"{place}an id's rank is outside the vocabulary of {form.vocab_size:,}")
+    if form.sampled:
+        rank_E = running(rank_E, length_N)
+    q_E = read(LOGPROBS, "<u2") if LOGPROBS in form.streams else None
+    q_E = q_E if q_E is None or form.sampled else _in_place(records, q_E, length_N, form, empty)
+    _undo_local(records, rank_E, form, where=where)
     wanted = ("normaliser_N", *(OPTIONAL_FIELDS if fields is None else fields))
     return RawRows(
         row_ids=np.array(row_ids, np.int64),
@@ -113,8 +121,8 @@ def read_raw(
         sampled=form.sampled,
         length_N=length_N,
         rank_E=rank_E,
-        q_E=read(LOGPROBS, "<u2") if LOGPROBS in form.streams else None,
-        count_E=read(COUNTS, "<u4") if COUNTS in form.streams else None,
+        q_E=q_E,
+        count_E=count_E,
         rest_N=read(REST, "<u2", REST_OF_ALL) if REST in form.streams else None,
         **{field: read(PER_POSITION[field][0], "<u2") for field in wanted if PER_POSITION[field][0] in form.streams},
     )
@@ -146,8 +154,11 @@ def read_stream(
             continue
         record, data = found
         try:
-            stream = next(stream for stream in record.streams if stream.id == stream_id)
+            stream = stream_of(record, stream_id)
             check_readable(stream)
+            if stream_id == LENGTHS and not stream.values and record.kind == KIND_SAMPLED:  # the counts tell
+                out[start:end] = absent
+                continue
             if stream.values != end - start:
                 raise ValueError(f"{stream.values:,} values, expected {end - start:,}")
             payload = data[stream.start : stream.start + stream.bytes]
@@ -155,6 +166,69 @@ def read_stream(
         except ValueError as error:
             raise ValueError(f"{where(i)}stream {STREAM_NAMES[stream_id]}: {error}") from None
     return out
+
+
+def stream_of(record: Record, stream_id: int) -> Stream:
+    """The stream of a record, which has it."""
+    return next(stream for stream in record.streams if stream.id == stream_id)
+
+
+def running(difference_E: npt.NDArray[Any], length_N: npt.NDArray[Any]) -> U32:
+    """The running sum of each position, modulo 2^32: one of all, less its value where the position starts."""
+    lengths = length_N.astype(np.intp)
+    sum_E = np.empty(len(difference_E) + 1, np.uint32)
+    sum_E[0] = 0
+    difference_E.cumsum(out=sum_E[1:], dtype=np.uint32)
+    before_E = sum_E[lengths.cumsum() - lengths].repeat(lengths)
+    return np.subtract(sum_E[1:], before_E, out=before_E)
+
+
+def _tell_lengths(
+    records: Sequence[Found], length_N: U32, count_E: U32, *, positions: int, where: Callable[[int], str]
+) -> None:
+    """Fill in the lengths of rows whose counts tell them: each position has the same number of draws."""
+    end = 0
+    for i, found in enumerate(records):
+        start, end = end, end + (found[0].entries if found else 0)
+        if found is None or not positions or stream_of(found[0], LENGTHS).values:
+            continue
+        drawn_E = count_E[start:end].cumsum(dtype=np.uint64)
+        draws, left = divmod(int(drawn_E[-1]) if len(drawn_E) else 0, positions)
+        drawn_N = np.arange(1, positions + 1, dtype=np.uint64) * np.uint64(draws)
+        end_N = drawn_E.searchsorted(drawn_N) + 1
+        if left or not draws or (drawn_E[end_N - 1] != drawn_N).any():
+            raise ValueError(f"{where(i)}stream counts: they do not make the same number of draws at every position")
+        length_N[i * positions : (i + 1) * positions] = np.diff(end_N, prepend=0)
+
+
+def _in_place(records: Sequence[Found], q_E: U16, length_N: U32, form: Form, empty: Empty) -> U16:
+    """Differences that were sorted by the class of their place, back in their places, row by row."""
+    out = empty("logprobs in place", len(q_E), "<u2")
+    end = 0
+    for i, found in enumerate(records):
+        start, end = end, end + (found[0].entries if found else 0)
+        where_E = sorted_place(length_N[i * form.positions : (i + 1) * form.positions])
+        q_E[start:end].take(where_E, out=out[start:end], mode="clip")
+    return out
+
+
+def _undo_local(records: Sequence[Found], rank_E: U32, form: Form, *, where: Callable[[int], str]) -> None:
+    """Ranks local to a row become frequency ranks, in place."""
+    end = 0
+    for i, found in enumerate(records):
+        start, end = end, end + (found[0].entries if found else 0)
+        if found is None or LOCAL not in form.streams or not (stream := stream_of(found[0], LOCAL)).values:
+            continue
+        if stream.values > form.vocab_size:
+            raise ValueError(f"{where(i)}stream local: {stream.values:,} values for {form.vocab_size:,} words")
+        class_M = np.empty(stream.values, np.uint8)
+        try:
+            check_readable(stream)
+            payload = found[1][stream.start : stream.start + stream.bytes]
+            codec.decode_into(stream.codec, payload, dtype=codec.DTYPES[stream.dtype], out=class_M)
+        except ValueError as error:
+            raise ValueError(f"{where(i)}stream local: {error}") from None
+        rank_of_local(class_M, form.vocab_size).take(rank_E[start:end], out=rank_E[start:end], mode="clip")
 
 
 def _outside(rank_E: U32, length_N: U32, form: Form) -> int | None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from predistill.errors import StoreError
 from predistill.files import parse_sealed_json, sealed_json
 from predistill.store import layout
-from predistill.store.begun import finish_store
+from predistill.store.begun import finish_store, reached
 from predistill.store.calibration import CALIBRATION
 from predistill.store.examined import ExaminedShard, Examiner
 from predistill.store.growing import GrowingShard
@@ -27,7 +27,7 @@ from predistill.store.index import Index
 from predistill.store.known import Known, known_of, mended_permutation
 from predistill.store.layout import ShardStats
 from predistill.store.lock import Lock
-from predistill.store.place import Place, open_place
+from predistill.store.place import Place
 from predistill.store.shard import parse_shard_name
 from predistill.store.writer import lock_path, working_folder
 
@@ -47,7 +47,7 @@ def repair(where: str | Path, *, on_progress: Progress | None = None) -> dict[st
     touched. Records are kept only where they are proven to be this store's. `on_progress(shards, all)` is called while
     they are read. Raises `StoreError` for what cannot be repaired, and while a writer is at work.
     """
-    place = open_place(where)
+    place = reached(where)
     try:
         kept = [f"{DAMAGED}/{name}" for name in place.names(DAMAGED) if name.startswith(layout.MANIFEST)]
         known = known_of(place, kept_manifests=kept[::-1])

@@ -143,29 +143,36 @@ class SharedWriter:
         killed, or by a writer that is gone."""
         if layout.is_complete(self.writer.place):
             return []
-        self._take_over_parts()
         self._claims.refresh()
-        alive: dict[int, bool] = {-1: False, self.writer.writer: False}
-        free = []
-        for span in np.unique(np.flatnonzero(~self._done()) // self._span_rows).tolist():
-            owner = self._claims.owner(span)
-            if owner not in alive:
-                alive[owner] = self._claims.alive(owner)
-            if not alive[owner]:
-                free.append(span)
-        return free[::-1]
+        # Who is alive first, what is there second: a writer that finishes in between has its rows there.
+        owners = {span: self._claims.owner(span) for span in self._unfinished_spans()}
+        alive = {owner for owner in set(owners.values()) - {-1, self.writer.writer} if self._claims.alive(owner)}
+        alive |= self._take_over_parts()
+        return [span for span in self._unfinished_spans()[::-1] if owners[span] not in alive]
 
-    def _take_over_parts(self) -> None:
-        """Close the parts of writers that are gone: their whole rows count, and nobody has to clean up."""
+    def _unfinished_spans(self) -> list[int]:
+        spans: list[int] = np.unique(np.flatnonzero(~self._done()) // self._span_rows).tolist()
+        return spans
+
+    def _take_over_parts(self) -> set[int]:
+        """Close the parts of writers that are gone: their whole rows count, and nobody has to clean up. Those that are
+        not gone, or are being closed by another survivor."""
         self._there.refresh()
+        alive = set()
         for number in self._there.unfinished:
-            if number != self.writer.writer and not self._claims.alive(number):
-                try:
+            if number == self.writer.writer:
+                continue
+            try:
+                if not self._claims.alive(number):
                     with StoreWriter(self._where, writer=number, **self._settings) as part:
                         part.finish()
-                except StoreError:  # another survivor was faster
                     continue
+            except StoreError:  # another survivor was faster, or it is stopped and still holds its lock
+                if not self._claims.alive(number):
+                    continue
+            alive.add(number)
         self._there.refresh()
+        return alive
 
     def _sealed(self) -> bool:
         """Seal the store if every row is there and nobody is still writing; whether it is sealed."""

@@ -1,13 +1,16 @@
 """Targets to a record's streams: the quantisation, and what each stream holds. `raw.py` and `decode.py` read them.
 
-    1 lengths        entries of each position, u8 or wider; 0 = no target here
-    2 ids            as frequency ranks u32. Truncated: in descending probability. Sampled: ascending; first absolute,
-                     then gaps
-    3 logprobs       q on the grid u16. Truncated: first absolute, then differences. Sampled: absolute
+    1 lengths        entries of each position, u8 or wider; 0 = no target here. Sampled: empty where every position has
+                     the same number of draws, for then the counts tell
+    2 ids            as frequency ranks u32, or as ranks local to the row where stream 10 has values. Truncated: in
+                     descending probability. Sampled: ascending; first absolute, then gaps
+    3 logprobs       q on the grid u16. Truncated: first absolute, then differences, and the entries of a row sorted by
+                     the class of their place (order.py). Sampled: absolute
     4 rest           logit of the mass that is not kept, u16; 65535 = nothing
     5 counts         draws that fell on the id, u8 or wider (sampled)
     6 normaliser     log sum_v p_v^(1/tau), u16 (sampled from a proposal other than p)
     7 label_logprob  u16    8 entropy  u16    9 logit_std  u16
+    10 local         class u8 of each frequency rank by how often the row keeps it; empty: ids are not local (order.py)
     16 and up        reserved for log-sum-exps at temperatures that the manifest names
 
 n rows  N = n * T positions  E entries of all of them  V vocabulary
@@ -23,12 +26,13 @@ import numpy.typing as npt
 
 from predistill.store import codec
 from predistill.store.grids import NOTHING, Grid, logit_of_log
+from predistill.store.order import class_parts, local_classes, place_parts, places, rank_of_local
 from predistill.store.record import KIND_SAMPLED, KIND_TRUNCATED, pack
 from predistill.store.rows import RowTargets
 
 __all__ = ["PER_POSITION", "STREAM_NAMES", "encode_row"]
 
-LENGTHS, IDS, LOGPROBS, REST, COUNTS, NORMALISER, LABEL, ENTROPY, STD = range(1, 10)
+LENGTHS, IDS, LOGPROBS, REST, COUNTS, NORMALISER, LABEL, ENTROPY, STD, LOCAL = range(1, 11)
 STREAM_NAMES = {
     LENGTHS: "lengths",
     IDS: "ids",
@@ -39,7 +43,9 @@ STREAM_NAMES = {
     LABEL: "label",
     ENTROPY: "entropy",
     STD: "std",
+    LOCAL: "local",
 }
+_MANY_ENTRIES = 4096  # of fewer, a part's own table is not worth it
 PER_POSITION = {  # field of RowTargets -> (stream, grid)
     "normaliser_N": (NORMALISER, "normaliser"),
     "label_logprob_N": (LABEL, "label_logprob"),
@@ -72,12 +78,20 @@ def encode_row(
     ascending_E = np.sort(cell_E)
     if np.any(ascending_E[1:] == ascending_E[:-1]):
         raise ValueError("a position holds a token id twice")
+    class_M = local_classes(rank_E, len(rank_of_V))
+    if len(class_M):
+        local_of_V = np.empty(len(rank_of_V), np.uint32)
+        local_of_V[rank_of_local(class_M, len(rank_of_V))] = np.arange(len(rank_of_V), dtype=np.uint32)
+        rank_E = np.take(local_of_V, rank_E)
     arrays: list[tuple[int, npt.NDArray[Any]]] = [(LENGTHS, _narrow(length_N))]
+    parts: dict[int, list[int]] = {LOCAL: class_parts(len(class_M))}
     if targets.sampled:
         assert targets.count_E is not None
         if targets.count_E.min(initial=1) < 1:
             raise ValueError("a count is below 1")
-        order_E = np.argsort(cell_E)
+        if _tells_lengths(targets.count_E, length_N):
+            arrays = [(LENGTHS, np.zeros(0, np.uint8))]
+        order_E = np.argsort(cell_E if not len(class_M) else np.repeat(cell_N, length_N) + rank_E)
         arrays.append((IDS, _differences(rank_E[order_E], first_P)))
         arrays.append((COUNTS, _narrow(targets.count_E[order_E])))
         if targets.logprob_E is not None:
@@ -90,7 +104,9 @@ def encode_row(
         below_E[first_P[1:] - 1] = False  # the last entry of one position and the first of the next
         if below_E.any():
             raise ValueError("a position's ids are not in descending probability")
-        arrays += [(IDS, rank_E), (LOGPROBS, _differences(q_E, first_P))]
+        arrays += [(IDS, rank_E), (LOGPROBS, _differences(q_E, first_P)[places(length_N)])]
+        if len(ids_E) >= _MANY_ENTRIES:
+            parts[LOGPROBS] = place_parts(length_N)
     if targets.log_rest_N is not None:
         q_N = _quantise(logit_of_log(targets.log_rest_N), grids["rest_logit"], "log_rest_N")
         q_N[targets.log_rest_N == -np.inf] = NOTHING
@@ -98,9 +114,11 @@ def encode_row(
     for field, (stream, grid) in PER_POSITION.items():
         if (values_N := getattr(targets, field)) is not None:
             arrays.append((stream, _quantise(values_N, grids[grid], field)))
+    arrays.append((LOCAL, class_M))
     streams = []
     for stream, values in arrays:
-        codec_number, payload = codec.encode(values)
+        cut = parts.get(stream)
+        codec_number, payload = codec.encode_parts(values, cut) if cut else codec.encode(values)
         streams.append((stream, codec_number, codec.DTYPE_NUMBERS[values.dtype], len(values), payload))
     return pack(
         kind=KIND_SAMPLED if targets.sampled else KIND_TRUNCATED,
@@ -110,6 +128,14 @@ def encode_row(
         entries=len(ids_E),
         streams=streams,
     )
+
+
+def _tells_lengths(count_E: npt.NDArray[np.int32], length_N: npt.NDArray[np.int32]) -> bool:
+    """Whether a row's counts alone tell where its positions end: all have the same number of draws."""
+    if not len(length_N) or length_N.min() < 1:
+        return False
+    draws_N = np.add.reduceat(count_E, np.cumsum(length_N, dtype=np.int64) - length_N)
+    return bool((draws_N == draws_N[0]).all())
 
 
 def _quantise(values: npt.NDArray[Any], grid: Grid, name: str) -> npt.NDArray[np.uint16]:

@@ -55,8 +55,6 @@ class Finisher:
             return values[place_NK].masked_fill_(~kept_NK, 0)
 
         rank_NK = padded(raw.rank_E)
-        if raw.sampled:
-            rank_NK = rank_NK.cumsum(1)
         logprob_NK = weight_NK = None
         if raw.q_E is not None:
             q_NK = padded(raw.q_E) if raw.sampled else padded(raw.q_E).cumsum(1).clamp_(max=(1 << 16) - 1)
