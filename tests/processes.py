@@ -64,9 +64,9 @@ class Forks:
         self._server.stdin.write((json.dumps(request) + "\n").encode())
         return json.loads(self._server.stdout.readline())
 
-    def run(self, *argv: str | Path, log: Path) -> int:
+    def run(self, *argv: str | Path, log: Path, env: dict[str, str] | None = None) -> int:
         """Start it and wait; its exit code."""
-        return self.start(*argv, log=log).wait()
+        return self.start(*argv, log=log, env=env).wait()
 
 
 class Forked:

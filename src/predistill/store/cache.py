@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 from predistill.errors import StoreError
@@ -32,20 +34,22 @@ class DiskCache:
     def put(self, name: str, data: bytes) -> None:
         """Keep a range. A full disk is no error: the range is not kept."""
         path = self._path(name)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
             temporary.replace(path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
         self._unseen += len(data)
         if self._unseen > self._max_bytes // 16:
             self._trim()
 
     def drop(self, name: str) -> None:
         """Forget a range."""
-        self._path(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path(name).unlink()
 
     def _path(self, name: str) -> Path:
         return self._folder / name
@@ -63,7 +67,8 @@ class DiskCache:
         for _, size, path in sorted(found):
             if total <= self._max_bytes * 15 // 16:
                 return
-            Path(path).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(path).unlink()
             total -= size
 
 

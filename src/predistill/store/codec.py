@@ -32,12 +32,12 @@ _SMALL_VALUES = 4096  # zstd is tried only below this: on long streams pco won b
 _PCO = ChunkConfig(compression_level=7, delta_spec=DeltaSpec.no_op(), mode_spec=ModeSpec.classic(), enable_8_bit=True)
 
 
-def encode(values: npt.NDArray[Any]) -> tuple[int, bytes]:
-    """(codec, bytes) of the smallest encoding of a little-endian unsigned array."""
+def encode(values: npt.NDArray[Any], *, small: int = _SMALL_VALUES) -> tuple[int, bytes]:
+    """(codec, bytes) of the smallest encoding of a little-endian unsigned array; zstd is tried up to `small` values."""
     values = np.ascontiguousarray(values)
     raw = values.tobytes()
     encodings = [(RAW, raw)]
-    if 0 < len(values) <= _SMALL_VALUES:
+    if 0 < len(values) <= small:
         # No frame size, no checksum: the stream table has the length, the record the CRC. Level 1, because pco wins all
         # but the shortest and the constant streams, and those are as short at every level (1: a third of 9's time).
         zstd = zstandard.ZstdCompressor(level=1, write_content_size=False, write_checksum=False)
@@ -52,7 +52,7 @@ def encode_parts(values: npt.NDArray[Any], sizes: Sequence[int]) -> tuple[int, b
     ends = np.cumsum(sizes).tolist()
     assert ends[-1] == len(values)
     assert len(sizes) < 256
-    parts = [encode(values[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+    parts = [encode(values[end - size : end], small=0) for size, end in zip(sizes, ends, strict=True)]
     table = b"".join(_PART.pack(codec, size, len(payload)) for size, (codec, payload) in zip(sizes, parts, strict=True))
     return PARTS, b"".join((bytes([len(parts)]), table, *(payload for _, payload in parts)))
 

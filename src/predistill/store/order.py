@@ -11,6 +11,7 @@ E entries of a row  V vocabulary
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +98,7 @@ def _bits(count_V: npt.NDArray[np.integer]) -> float:
     return float((count_B[has_B] * np.log2(width_B[has_B] * (count_V.sum() / count_B[has_B]))).sum())
 
 
+@lru_cache(maxsize=8)
 def _edges(size: int) -> npt.NDArray[np.int64]:
     """Bins that are narrow at the frequent end, eight an octave."""
     edges = np.unique(np.geomspace(1, size + 1, 2 + 8 * int(np.log2(size + 1))).astype(np.int64)) - 1

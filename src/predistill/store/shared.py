@@ -151,8 +151,8 @@ class SharedWriter:
         return [span for span in self._unfinished_spans()[::-1] if owners[span] not in alive]
 
     def _unfinished_spans(self) -> list[int]:
-        spans: list[int] = np.unique(np.flatnonzero(~self._done()) // self._span_rows).tolist()
-        return spans
+        starts = np.arange(0, self._rows, self._span_rows)
+        return np.flatnonzero(~np.logical_and.reduceat(self._done(), starts)).tolist() if self._rows else []
 
     def _take_over_parts(self) -> set[int]:
         """Close the parts of writers that are gone: their whole rows count, and nobody has to clean up. Those that are
