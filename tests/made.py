@@ -12,7 +12,7 @@ STEPS, BATCH_ROWS = 40, 8
 CLOCK = ("seconds", "tokens_per_s", "stall_s")  # all else in a metrics line is a function of the recipe
 
 
-def recipe_content(corpus: Path, store: Path | None = None, /, **changes: Any) -> dict[str, Any]:
+def recipe_content(corpus: Path, store: Path | str | None = None, /, **changes: Any) -> dict[str, Any]:
     """A recipe of 40 steps: 8 rows each, in micro-batches of 4, half a second of work."""
     return {
         "name": "tiny",

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from predistill.errors import RecipeError, StoreError
+from predistill.errors import RecipeError
 from predistill.objective import TopPK
 from predistill.recipe import read_recipe
 from predistill.runs import Run
@@ -86,14 +86,6 @@ def test_a_worker_that_is_killed_costs_nothing_but_its_last_span(
     assert_the_same(out, single)
     assert left_behind(out) == []
     assert kills
-
-
-def test_a_failure_of_all_workers_is_the_first_ones(corpus: Path, lm_run: Run, tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "parts").write_text("in the way")
-    with pytest.raises(StoreError, match="Not a directory|File exists") as caught:
-        capture(lm_run.path, corpus=corpus, out=tmp_path / "store", truncation=KEPT, workers=2, threads=1)
-    assert "\n" not in str(caught.value)
 
 
 def test_settings_that_do_not_go_with_workers_are_refused(corpus: Path, lm_run: Run, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from predistill.assets import teacher_path
 from predistill.corpus import Corpus
-from predistill.errors import RecipeError
+from predistill.errors import RecipeError, StoreError
 from predistill.objective import Sampled, SparseTargets, TopK, TopP, TopPK, Truncation
 from predistill.stages.capture import capture
 from predistill.stages.select import parse_rows, select
@@ -168,6 +168,8 @@ def test_a_selection_that_was_stopped_goes_on(store: Path, tmp_path: Path) -> No
 
     with pytest.raises(KeyboardInterrupt):
         select(store, out=tmp_path / "s", top_k=5, on_progress=stop)
+    with pytest.raises(StoreError, match="begun with other rows"):
+        select(store, out=tmp_path / "s", top_k=5, rows="100:200")
     select(store, out=tmp_path / "s", top_k=5).verify()
     select(store, out=tmp_path / "t", top_k=5)
     for file in ("shards/00000-000000.pds", "manifest.json"):

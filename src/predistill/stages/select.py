@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from predistill.errors import RecipeError
 from predistill.objective import Sampled, TopK, TopP, TopPK, Truncation, check_narrower
 from predistill.store import RowTargets, Store, StoreWriter
-from predistill.store.begun import sample_of
+from predistill.store.begun import check_going_on, sample_of
 from predistill.store.calibration import measured
 from predistill.store.costs import carry_costs
 from predistill.store.layout import facts_of
@@ -62,6 +62,7 @@ def select(
     chosen = choose_rows(store, rows=rows, fraction=fraction, seed=seed)
     selection = _Selection(store, kept, cut)
     with StoreWriter(out, manifest=selection.facts(), permutation=store.permutation, shard_bytes=shard_bytes) as writer:
+        check_going_on(writer, chosen)
         for start in range(0, len(chosen), BATCH_ROWS):
             batch = np.array([row for row in chosen[start : start + BATCH_ROWS].tolist() if row not in writer])
             for record in selection.records(batch, writer) if len(batch) else ():

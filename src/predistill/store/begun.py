@@ -24,7 +24,16 @@ from predistill.store.shard import HEADER_BYTES
 from predistill.store.shared import LEASE_SECONDS
 from predistill.store.writer import StoreWriter, lock_path, working_folder
 
-__all__ = ["BegunWriter", "begun_parts", "begun_writers", "finish_store", "reached", "sample_of", "seal"]
+__all__ = [
+    "BegunWriter",
+    "begun_parts",
+    "begun_writers",
+    "check_going_on",
+    "finish_store",
+    "reached",
+    "sample_of",
+    "seal",
+]
 
 SAMPLE_ROWS = 64  # evenly spaced, for means over a store's rows
 
@@ -111,6 +120,15 @@ def seal(where: str | Path, *, rows_expected: int, partial: bool = False) -> Sto
     except (FileNotFoundError, ValueError):
         self_test = None
     return finish_store(place, rows_expected=rows_expected, partial=partial, self_test=self_test)
+
+
+def check_going_on(writer: StoreWriter, rows: npt.NDArray[np.int64]) -> None:
+    """`StoreError` where a store that is made of others holds rows that are not asked for: it was begun otherwise."""
+    if len(other := np.setdiff1d(writer.done_rows, rows)):
+        raise StoreError(
+            f"{writer.path}: it was begun with other rows (row {other[0]:,} is not among those asked for). Give the "
+            "same settings to go on, or another place."
+        )
 
 
 def finish_store(

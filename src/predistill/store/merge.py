@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.errors import StoreError
+from predistill.store.begun import check_going_on
 from predistill.store.costs import carry_costs
 from predistill.store.layout import facts_of
 from predistill.store.reader import Store
@@ -50,6 +51,7 @@ def merge(
         facts.pop("selected_from", None)
         facts["merged_from"] = [_origin(store) for store in opened]
     with StoreWriter(out, manifest=facts, permutation=first.permutation, shard_bytes=shard_bytes) as writer:
+        check_going_on(writer, rows)
         for start in range(0, len(rows), BATCH_ROWS):
             batch = rows[start : start + BATCH_ROWS]
             records: dict[int, bytes] = {}

@@ -383,7 +383,9 @@ class Store:
         found = ": ".join(str(part) for part in what)
         if isinstance(what[-1], OSError) and not isinstance(what[-1], FileNotFoundError):
             return StoreError(f"{self.path}: {found}. Run the same command again, if that passes.")
-        return StoreError(f"{self.path}: {found}. It is damaged; restore a copy or capture it again.")
+        return StoreError(
+            f"{self.path}: {found}. It is damaged: `predistill store repair` keeps its whole rows; or restore a copy."
+        )
 
 
 class _Listed(NamedTuple):

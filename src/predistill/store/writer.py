@@ -296,15 +296,22 @@ class StoreWriter:
             ours = path.exists()  # behind a URL, where the locks of other machines are not seen
             if (lock := Lock.take(path)) is None:
                 continue
-            name = layout.part_name(number)
-            if self.place.exists(name):
-                local = isinstance(self.place, LocalPlace)
-                if (local or ours) and not layout.read_json(self.place, name)["finished"]:
+            try:
+                if self._is_ours(number, seen_here=ours):
                     return number, lock
-            elif self.place.create(name, self._part(number, finished=False)):
-                return number, lock
+            except BaseException:
+                lock.release()
+                raise
             lock.release(remove=True)
         raise AssertionError("count() does not end")
+
+    def _is_ours(self, number: int, *, seen_here: bool) -> bool:
+        """Whether a part is nobody's yet, or one to go on with."""
+        name = layout.part_name(number)
+        if not self.place.exists(name):
+            return self.place.create(name, self._part(number, finished=False))
+        here = seen_here or isinstance(self.place, LocalPlace)
+        return here and not layout.read_json(self.place, name)["finished"]
 
     def _check_incomplete(self) -> None:
         if layout.is_complete(self.place):
