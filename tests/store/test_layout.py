@@ -16,7 +16,7 @@ from tests.store.made import PERMUTATION, TRUNCATED
 
 def test_every_flipped_bit_of_a_sealed_json_file_is_an_error_even_one_that_json_reads_the_same(tmp_path: Path) -> None:
     path = tmp_path / "sealed.json"
-    write_sealed_json(path, {"format": layout.FORMAT, "version": [1, 0], "kl": 5e-06, "name": "\x1b é", "none": None})
+    write_sealed_json(path, {"format": layout.FORMAT, "version": [2, 0], "kl": 5e-06, "name": "\x1b é", "none": None})
     data = path.read_bytes()
     assert layout.read_json(LocalPlace(tmp_path), "sealed.json")["kl"] == 5e-06
     with path.open("r+b", buffering=0) as file:
@@ -30,7 +30,7 @@ def test_every_flipped_bit_of_a_sealed_json_file_is_an_error_even_one_that_json_
 
 
 def test_a_file_of_another_format_is_an_error(tmp_path: Path) -> None:
-    write_sealed_json(tmp_path / "manifest.json", {"format": "corpus", "version": [1, 0]})
+    write_sealed_json(tmp_path / "manifest.json", {"format": "corpus", "version": [2, 0]})
     with pytest.raises(StoreError, match="not of a predistill store"):
         layout.read_json(LocalPlace(tmp_path), "manifest.json")
 

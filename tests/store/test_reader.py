@@ -170,10 +170,10 @@ def test_an_index_or_a_permutation_of_another_store_is_an_error(copy: Path, tmp_
 
 def test_another_major_version_is_an_error_and_a_later_minor_one_is_read(copy: Path) -> None:
     manifest = read_sealed_json(copy / "manifest.json")
-    write_sealed_json(copy / "manifest.json", manifest | {"version": [1, 5]})
+    write_sealed_json(copy / "manifest.json", manifest | {"version": [2, 5]})
     assert len(Store(copy).rows([0]).row_ids) == 1
-    write_sealed_json(copy / "manifest.json", manifest | {"version": [2, 0]})
-    with pytest.raises(StoreError, match="format version 2, this predistill reads 1"):
+    write_sealed_json(copy / "manifest.json", manifest | {"version": [1, 0]})
+    with pytest.raises(StoreError, match="format version 1, this predistill reads 2"):
         Store(copy)
 
 

@@ -166,9 +166,10 @@ def test_closing_ends_the_workers(corpus: Path, store: Path) -> None:
 
 CALLER = """
 import json, sys, time
-from predistill.teachers.prefetch import Prefetcher, Request, Source, _source
+from predistill.teachers.prefetch import Prefetcher, Request
+from predistill.teachers.worker import source_of
 import numpy as np
-prefetcher = Prefetcher([_source(json.loads(sys.argv[1]))], workers=2)
+prefetcher = Prefetcher([source_of(json.loads(sys.argv[1]))], workers=2)
 parts = prefetcher.parts(Request(0, np.arange(8)) for _ in range(10**9))
 next(parts)
 print(json.dumps([worker._process.pid for worker in prefetcher._workers] + ["torch" in sys.modules]), flush=True)

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 FORMAT = "predistill-store"
-VERSION = [1, 0]
+VERSION = [2, 0]
 ALIGNMENT = "entry t predicts token t+1"
 RESERVED = {
     "format",

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MAGIC = b"PDRC"
-FRAME_VERSION = 1
+FRAME_VERSION = 2
 KIND_TRUNCATED, KIND_SAMPLED = 1, 2
 _HEAD = struct.Struct("<4sBBHQQII")
 _STREAM = struct.Struct("<HBBII")

@@ -357,6 +357,12 @@ class StoreWriter:
                 ) from None
             self._sealed.append(stats)
             (self.folder / "shards" / f"{name}.tmp").unlink(missing_ok=True)  # a kill came after it was put to a URL
+        unread = known.keys() - {stats.name for stats in self._sealed}
+        if behind := [name for name in sorted(unread) if self.place.exists(f"shards/{name}")]:
+            raise StoreError(
+                f"{self.path}: shards/{behind[0]} of writer {self.writer} is named and cannot be gone on behind. Run "
+                "`predistill store repair`, and write as another writer."
+            )
         if (self.folder / "shards" / f"{name}.tmp").exists():
             growing = self._new_shard()
             for record in growing.recover():

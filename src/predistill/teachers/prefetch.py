@@ -17,44 +17,29 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
-from time import process_time
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from predistill import errors
-from predistill.corpus import Corpus
-from predistill.errors import PredistillError, StoreError
-from predistill.memory import keep_freed_memory
-from predistill.store import Store
-from predistill.teachers.reading import Arrays, Reading, read_targets
+from predistill.errors import StoreError
+from predistill.teachers.reading import Arrays
+from predistill.teachers.worker import Reader, Source
 
-__all__ = ["Part", "Prefetcher", "Request", "Source", "default_workers", "serve"]
+__all__ = ["Part", "Prefetcher", "Request", "Source", "default_workers"]
 
 AHEAD = 3  # parts a worker: one being read, and two for a step that ends early
-SERVE = "from predistill.teachers.prefetch import serve; serve()"
-ALIGNED = 64  # bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The training rows of a corpus, and the store (a directory or a URL) that knows their targets."""
-
-    corpus: str
-    store: str | None = None
-    reading: Reading | None = None
+SERVE = "from predistill.teachers.worker import serve; serve()"
 
 
 class Asked(Protocol):
@@ -98,7 +83,7 @@ class Prefetcher:
 
     def __init__(self, sources: Iterable[Source], *, workers: int, ahead: int | None = None) -> None:
         self._sources = list(sources)
-        self._read: _Reader | None = None
+        self._read: Reader | None = None
         self._workers = [_Worker(self._sources) for _ in range(workers)]
         self._ahead = max(workers, ahead or AHEAD * workers)
         self._asked: deque[_Worker] = deque()  # of each part under way, the worker that was asked
@@ -121,7 +106,7 @@ class Prefetcher:
         Raises the StoreError or CorpusError that a worker met, at the part that it met it at.
         """
         if not self._workers:
-            self._read = self._read or _Reader(self._sources)
+            self._read = self._read or Reader(self._sources)
             for request in requests:
                 yield request, _part(self._read(request.source, request.rows))
             return
@@ -154,28 +139,6 @@ class Prefetcher:
 def _part(arrays: Arrays) -> Part:
     ids, counted = arrays.pop("ids"), arrays.pop("counted", None)
     return Part(ids, counted, arrays or None)
-
-
-class _Reader:
-    """What reads a part, in whichever process."""
-
-    def __init__(self, sources: list[Source]) -> None:
-        self._sources = sources
-        self._corpora: dict[int, Corpus] = {}
-        self._stores: dict[int, Store] = {}
-
-    def __call__(self, number: int, rows: npt.NDArray[np.int64]) -> Arrays:
-        source = self._sources[number]
-        if number not in self._corpora:
-            self._corpora[number] = Corpus(source.corpus)
-        ids, counted = self._corpora[number].rows(rows)
-        arrays: Arrays = {"ids": ids} if counted is None else {"ids": ids, "counted": counted}
-        if source.store is None:
-            return arrays
-        assert source.reading is not None
-        if number not in self._stores:
-            self._stores[number] = Store(source.store)
-        return arrays | read_targets(self._stores[number], rows, ids, source.reading)
 
 
 class _Worker:
@@ -263,88 +226,3 @@ def _memory_file() -> int:
         return os.memfd_create("predistill-parts", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-class _Slots:
-    """A worker's end of the shared file: pieces of it, each for the arrays of one part."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._slots: list[tuple[int, int]] = []  # start, bytes
-        self._free: set[int] = set()
-
-    def free(self, slots: Iterable[int]) -> None:
-        """Take back pieces that are no longer looked at."""
-        self._free.update(slots)
-
-    def put(self, arrays: Arrays) -> dict[str, Any]:
-        """Write the arrays to a piece that is free and long enough, and say where they are."""
-        lines, end = [], 0
-        for name, array in arrays.items():
-            lines.append((name, array.dtype.str, array.shape, end, array.nbytes))
-            end += -(-array.nbytes // ALIGNED) * ALIGNED
-        slot = min(
-            (slot for slot in self._free if self._slots[slot][1] >= end),
-            key=lambda slot: self._slots[slot][1],
-            default=None,
-        )
-        if slot is None:
-            slot = self._longer(end)
-        self._free.discard(slot)
-        start, size = self._slots[slot]
-        for (_, _, _, offset, _), array in zip(lines, arrays.values(), strict=True):
-            _write(self._fd, np.ascontiguousarray(array), start + offset)
-        return {"slot": slot, "slot_start": start, "slot_bytes": size, "arrays": lines}
-
-    def _longer(self, needed: int) -> int:
-        """A new piece, with room for parts that are a quarter larger."""
-        page = mmap.ALLOCATIONGRANULARITY
-        size = -(-(needed + needed // 4 + 1) // page) * page
-        start = sum(self._slots[-1]) if self._slots else 0
-        os.ftruncate(self._fd, start + size)
-        self._slots.append((start, size))
-        return len(self._slots) - 1
-
-
-def _write(fd: int, array: npt.NDArray[Any], offset: int) -> None:
-    data = array.reshape(-1).view(np.uint8).data
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written
-
-
-def serve() -> None:
-    """The worker's side: a line for each part asked for, until the caller has gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the caller decides
-        signal.signal(number, signal.SIG_IGN)
-    keep_freed_memory()
-    if hasattr(os, "SCHED_BATCH"):  # being asked must not push aside the step that asks: that took 2 ms a time
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints does not answer
-    slots = _Slots(int(sys.argv[1]))
-    read: _Reader | None = None
-    with suppress(BrokenPipeError):
-        for line in sys.stdin.buffer:
-            message = json.loads(line)
-            if read is None:
-                read = _Reader([_source(source) for source in message])
-                continue
-            slots.free(message["free"])
-            answer: dict[str, Any]
-            try:
-                answer = slots.put(read(message["source"], np.array(message["rows"], np.int64)))
-            except PredistillError as error:
-                answer = {"error": type(error).__name__, "words": str(error)}
-            except Exception as error:
-                traceback.print_exc()
-                answer = {"error": "", "words": f"a process that reads the store failed: {error!r}"}
-            answers.write(json.dumps({**answer, "cpu_seconds": process_time()}).encode() + b"\n")
-            answers.flush()
-
-
-def _source(content: dict[str, Any]) -> Source:
-    reading = content.pop("reading")
-    if reading is not None:
-        reading = Reading(**{**reading, "fields": tuple(reading["fields"])})
-    return Source(**content, reading=reading)
