@@ -140,6 +140,9 @@ def capture(
     proposal_temperature: Annotated[
         float | None, typer.Option(help="... from the teacher at this temperature; above 1: more different words.")
     ] = None,
+    lse_tau: Annotated[
+        float | None, typer.Option(help="Keep the log-sum-exp at this temperature: tempered ghost tails need it.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the teacher: fp32, bf16 or fp16.")] = "fp32",
     device_map: Annotated[str | None, typer.Option(help="Spread a large teacher: auto, balanced, ...")] = None,
     tensor_parallel: Annotated[
@@ -164,6 +167,7 @@ def capture(
             out=out,
             truncation=truncation,
             split=split,
+            lse_tau=lse_tau,
             dtype=dtype,
             device_map=device_map,
             tensor_parallel=tensor_parallel,

@@ -17,7 +17,6 @@ import numpy as np
 import zstandard
 
 from predistill.files import read_sealed_json
-from predistill.store import record as frame
 from predistill.store.index import ENTRY
 from predistill.store.record import parse_head
 from predistill.store.shard import FOOTER
@@ -289,4 +288,3 @@ CHANGES = (
     change_record, change_record, change_record, change_header, change_tail, change_footer, change_index, change_json,
     change_json, change_permutation,
 )  # fmt: skip
-assert frame.MAX_HEAD_BYTES > 0

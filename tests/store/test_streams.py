@@ -165,7 +165,7 @@ def test_a_record_laid_out_by_hand_as_the_format_says_is_read() -> None:
     table = b"".join(
         struct.pack("<HBBII", *line) for line in [(1, 0, 1, 2, 2), (2, 0, 3, 8, 2), (3, 0, 2, 4, 2), (4, 0, 2, 4, 2)]
     )
-    head = struct.pack("<4sBBHQQII", b"PDRC", 1, 1, 4, 9, 0xABCD, 2, 2) + table
+    head = struct.pack("<4sBBHQQII", b"PDRC", 2, 1, 4, 9, 0xABCD, 2, 2) + table
     body = (
         struct.pack("<BB", 2, 0) + struct.pack("<II", 4, 0) + struct.pack("<HH", 32, 64) + struct.pack("<HH", 32768, 0)
     )

@@ -6,11 +6,7 @@ seals are all hit. $PREDISTILL_TORTURE_SEED repeats the choice of moments, if no
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import secrets
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,14 +22,13 @@ from predistill.stages.train import train
 from predistill.store import Store
 from tests.made import BATCH_ROWS, ROW_LEN, files_below, recipe_content, timeless, weights
 from tests.processes import Forks, Kill, bytes_below, kill_then_finish, lines_of
+from tests.torture.records import SEED, record
 
 pytestmark = pytest.mark.slow
 
 KILLS = 10
 ATTEMPTS = 5
 STEPS = 200
-SEED = int(os.environ.get("PREDISTILL_TORTURE_SEED", secrets.randbelow(1 << 32)))
-RECORD = Path(__file__).parents[2] / "benchmarks" / "results" / "torture.json"
 
 Attempt = Callable[[int], tuple[list[Kill], dict[str, bool]]]
 
@@ -104,14 +99,6 @@ def tortured(what: str, unit: str, attempt: Attempt) -> None:
     while len(attempts) < ATTEMPTS and (not attempts or len(attempts[-1]["kills"]) < KILLS):
         kills, outcomes = attempt(len(attempts))
         attempts.append({"kills": [asdict(kill) for kill in kills], "outcomes": outcomes})
-    record(what, {"unit of progress": unit, "attempts": attempts})
+    record(what, {"kills_wanted": KILLS, "unit of progress": unit, "attempts": attempts})
     assert all(all(entry["outcomes"].values()) for entry in attempts), attempts
     assert len(attempts[-1]["kills"]) == KILLS, "no attempt was killed often enough before it ended"
-
-
-def record(what: str, entry: dict[str, Any]) -> None:
-    """Put one part of the record beside the others."""
-    found = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    found |= {what: {"seed": SEED, "date": time.strftime("%Y-%m-%d"), "kills_wanted": KILLS, **entry}}
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
-    RECORD.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -116,7 +116,7 @@ def _refusal_of_tempering(tail: Tail, temperature: Temperature, *, taus: tuple[f
         return (
             f"tail {tail.kind} at temperature {temperature.value:g} needs the tempered mass of what was not kept, that "
             f"is, targets with a log-sum-exp at that temperature (these have {found}): use tail renormalise, set "
-            "temperature value to 1, or use truncation full."
+            "temperature value to 1, use truncation full, or capture with --lse-tau."
         )
     return (
         f"tail {tail.kind} with temperature {temperature.kind} needs the tempered mass of what was not kept at every "

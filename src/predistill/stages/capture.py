@@ -50,6 +50,7 @@ def capture(
     out: str | Path,
     truncation: Truncation,
     split: str = "train",
+    lse_tau: float | None = None,
     dtype: str = "fp32",
     device_map: str | None = None,
     tensor_parallel: bool = False,
@@ -60,15 +61,20 @@ def capture(
 ) -> Store:
     """Write the teacher's targets for every row of `split` to store `out`; a sealed store of the same is left alone.
 
-    `out` is a directory or a URL that fsspec writes to. `dtype` is the teacher's precision: fp32, bf16 or fp16;
-    `device_map` and `tensor_parallel` as in `load_teacher`. Called again elsewhere, it joins; `workers` above 1 starts
-    so many by `launcher` (local or ray), of `threads` each. `on_progress(rows begun, rows)` is called now and then.
+    `out` is a directory or a URL that fsspec writes to. `lse_tau` keeps the log-sum-exp at that temperature too, which
+    tempered tails other than renormalise need of a truncated teacher. `dtype` is the teacher's precision: fp32, bf16
+    or fp16; `device_map` and `tensor_parallel` as in `load_teacher`. Called again elsewhere, it joins; `workers` above
+    1 starts so many by `launcher` (local or ray), of `threads` each. `on_progress(rows begun, rows)` is called now and
+    then.
+
     Raises StoreError when `out` was begun with other settings, TeacherError when the teacher does not fit the corpus.
     """
     if dtype not in DTYPES:
         raise RecipeError(f'--dtype is "{dtype}"{did_you_mean(dtype, DTYPES) or "."} One of {", ".join(DTYPES)}.')
     if isinstance(truncation, Full):
         raise RecipeError("truncation is full, and a store keeps a part of every distribution: use top_p_k or sampled.")
+    if lse_tau is not None and (isinstance(truncation, Sampled) or not lse_tau > 0):
+        raise RecipeError("--lse-tau is a temperature above 0, of a truncated store: leave it out, or --draws.")
     if workers > 1 and tensor_parallel:
         raise RecipeError("--workers starts whole teachers, --tensor-parallel splits one over torchrun: take one.")
     if workers > 1:
@@ -76,7 +82,8 @@ def capture(
     elif threads is not None:
         torch.set_num_threads(threads)
     source = Corpus(corpus, split=split)
-    job = _Job(teacher, source, truncation, dtype, device_map, tensor_parallel, threads or torch.get_num_threads())
+    threads = threads or torch.get_num_threads()
+    job = _Job(teacher, source, truncation, lse_tau, dtype, device_map, tensor_parallel, threads)
     if is_complete(out):
         return _finished(Store(out), job.facts())
     if workers > 1:
@@ -87,7 +94,7 @@ def capture(
             "truncation": truncation,
             "split": split,
         }
-        settings |= {"dtype": dtype, "device_map": device_map, "threads": threads}
+        settings |= {"lse_tau": lse_tau, "dtype": dtype, "device_map": device_map, "threads": threads}
         _launched(settings, workers=workers, launcher=launcher, rows=len(source), on_progress=on_progress)
     else:
         _worked(job, out, on_progress)
@@ -130,6 +137,7 @@ class _Job:
     teacher: str | Path
     corpus: Corpus
     truncation: Truncation
+    lse_tau: float | None
     dtype: str
     device_map: str | None
     tensor_parallel: bool
@@ -153,6 +161,7 @@ class _Job:
                 "device": pick_device().type,
                 **spread,
             },
+            lse_tau=self.lse_tau,
         )
 
     def load(self) -> PreTrainedModel:
@@ -170,7 +179,7 @@ class _Job:
 def _worked(job: _Job, out: str | Path, on_progress: Progress | None) -> None:
     """One worker's share of the rows; returns when the store is sealed."""
     source = job.corpus
-    with _Teaching(job.load(), source, job.truncation) as teaching:
+    with _Teaching(job) as teaching:
         if teaching.follows:
             teaching.follow()
             return
@@ -220,10 +229,16 @@ def _work(**settings: Any) -> None:
 class _Teaching:
     """A teacher over the aligned row groups of a split."""
 
-    def __init__(self, model: PreTrainedModel, corpus: Corpus, truncation: Truncation) -> None:
+    def __init__(self, job: _Job) -> None:
+        model, corpus = job.load(), job.corpus
         self._corpus, self.group_rows = corpus, group_rows(corpus.row_len)
-        end_id = corpus.end_id if corpus.document_mask else None
-        self._teacher = LiveTeacher(model, truncation=truncation, vocab_size=corpus.vocab_size, end_id=end_id)
+        self._teacher = LiveTeacher(
+            model,
+            truncation=job.truncation,
+            vocab_size=corpus.vocab_size,
+            end_id=corpus.end_id if corpus.document_mask else None,
+            tau=job.lse_tau,
+        )
         self.follows = sharded(model) and distributed.get_rank() > 0
         self._kept: dict[int, RowTargets] = {}
         self.follow = self._teacher.follow
@@ -260,7 +275,7 @@ class _Teaching:
 
 def _finished(store: Store, facts: dict[str, Any]) -> Store:
     """The sealed store, if it is the one that was asked for; threads and versions may differ."""
-    for key in ("tokenizer", "corpus", "truncation", "sampling"):
+    for key in ("tokenizer", "corpus", "truncation", "sampling", "lse_tau"):
         if store.manifest.get(key) != facts.get(key):
             raise StoreError(
                 f"{store.path}: this store is complete and was made with another {key} ({store.manifest.get(key)}, "

@@ -226,5 +226,6 @@ def _matching_store(path: str | None, corpus: Corpus, recipe: Recipe) -> Store:
                 "Capture it again with `predistill capture`, or train on the corpus named in its manifest."
             )
     check_narrower(recipe.truncation, stored_truncation(store))
-    check_combination(recipe.loss, recipe.tail, recipe.temperature, recipe.truncation, taus=())  # no store keeps any
+    taus = (store.manifest["lse_tau"],) if "lse_tau" in store.manifest else ()
+    check_combination(recipe.loss, recipe.tail, recipe.temperature, recipe.truncation, taus=taus)
     return store

@@ -16,7 +16,24 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PLACES", "class_parts", "local_classes", "place_parts", "places", "rank_of_local", "sorted_place"]
+__all__ = [
+    "FEW_ENTRIES",
+    "class_parts",
+    "local_classes",
+    "place_parts",
+    "places",
+    "rank_of_local",
+    "sorted_place",
+]
+    "FEW_ENTRIES",
+    "PLACES",
+    "class_parts",
+    "local_classes",
+    "place_parts",
+    "places",
+    "rank_of_local",
+    "sorted_place",
+]
 
 Ints = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -27,6 +44,8 @@ _PLACE_CLASS = np.searchsorted(PLACES, np.arange(PLACES[-1] + 1), side="right").
 _FIRSTS = np.array(PLACES)
 _WIDTHS = np.diff(_FIRSTS, append=np.iinfo(np.intp).max)
 _COUNT_CLASS = np.array([0, *(count.bit_length() - 1 for count in range(1, 257))], np.uint8)  # 1 - 2 3 - 4 .. 7 - ...
+FEW_ENTRIES = 4096  # a row of fewer is told neither classes nor parts: their own tables are not worth it
+_LEAST_SAVING = 0.04
 _FIRST_PART = 256  # frequency ranks of the first part of the classes; each part that follows doubles what there is
 
 
@@ -57,17 +76,20 @@ def place_parts(length_N: npt.NDArray[np.integer]) -> list[int]:
 
 
 def local_classes(rank_E: U32, vocab_size: int) -> U8:
-    """The class of each frequency rank by how often the row keeps it, to the last that is not 0; empty where telling
-    them would cost more than it saves."""
+    """The class of each frequency rank by how often the row keeps it, to the last that is not 0; empty where that saves
+    too little of the ids' bytes for the time it takes to read."""
+    if len(rank_E) < FEW_ENTRIES:
+        return np.zeros(0, np.uint8)
     count_V = np.bincount(rank_E, minlength=vocab_size)
     class_V = _COUNT_CLASS.take(count_V, mode="clip")
     used = class_V.nonzero()[0]
     if not len(used):
         return class_V[:0]
     class_M = class_V[: int(used[-1]) + 1]
-    saved = _bits(count_V) - _bits(count_V[rank_of_local(class_M, vocab_size)])
+    bits = _bits(count_V)
+    saved = bits - _bits(count_V[rank_of_local(class_M, vocab_size)])
     told = sum(_entropy_bits(part) for part in np.split(class_M, np.cumsum(class_parts(len(class_M)))[:-1]))
-    return class_M if saved > 1.1 * told + 1024 else class_M[:0]
+    return class_M if saved - told > _LEAST_SAVING * bits else class_M[:0]
 
 
 def class_parts(size: int) -> list[int]:

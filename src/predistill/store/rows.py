@@ -37,7 +37,7 @@ class RowTargets:
     label_logprob_N: Floats | None = None
     entropy_N: Floats | None = None  # nats
     logit_std_N: Floats | None = None
-    normaliser_N: Floats | None = None  # log sum_v p_v^(1/tau) of the proposal's temperature tau
+    normaliser_N: Floats | None = None  # log sum_v p_v^(1/tau) at the proposal's tau; truncated: at the one asked for
 
     def __post_init__(self) -> None:
         assert len(self.length_N) == len(self.row_ids) * self.positions

@@ -8,10 +8,10 @@
                      the class of their place (order.py). Sampled: absolute
     4 rest           logit of the mass that is not kept, u16; 65535 = nothing
     5 counts         draws that fell on the id, u8 or wider (sampled)
-    6 normaliser     log sum_v p_v^(1/tau), u16 (sampled from a proposal other than p)
+    6 normaliser     log sum_v p_v^(1/tau), u16. Sampled from a proposal other than p: at its temperature. Truncated:
+                     at the temperature that the manifest names as lse_tau
     7 label_logprob  u16    8 entropy  u16    9 logit_std  u16
     10 local         class u8 of each frequency rank by how often the row keeps it; empty: ids are not local (order.py)
-    16 and up        reserved for log-sum-exps at temperatures that the manifest names
 
 n rows  N = n * T positions  E entries of all of them  V vocabulary
 """
@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from predistill.store import codec
 from predistill.store.grids import NOTHING, Grid, logit_of_log
-from predistill.store.order import class_parts, local_classes, place_parts, places, rank_of_local
+from predistill.store.order import FEW_ENTRIES, class_parts, local_classes, place_parts, places, rank_of_local
 from predistill.store.record import KIND_SAMPLED, KIND_TRUNCATED, pack
 from predistill.store.rows import RowTargets
 
@@ -45,7 +45,6 @@ STREAM_NAMES = {
     STD: "std",
     LOCAL: "local",
 }
-_MANY_ENTRIES = 4096  # of fewer, a part's own table is not worth it
 PER_POSITION = {  # field of RowTargets -> (stream, grid)
     "normaliser_N": (NORMALISER, "normaliser"),
     "label_logprob_N": (LABEL, "label_logprob"),
@@ -105,7 +104,7 @@ def encode_row(
         if below_E.any():
             raise ValueError("a position's ids are not in descending probability")
         arrays += [(IDS, rank_E), (LOGPROBS, _differences(q_E, first_P)[places(length_N)])]
-        if len(ids_E) >= _MANY_ENTRIES:
+        if len(ids_E) >= FEW_ENTRIES:
             parts[LOGPROBS] = place_parts(length_N)
     if targets.log_rest_N is not None:
         q_N = _quantise(logit_of_log(targets.log_rest_N), grids["rest_logit"], "log_rest_N")

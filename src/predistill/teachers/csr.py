@@ -46,7 +46,7 @@ def csr_arrays(targets: SparseTargets) -> dict[str, npt.NDArray[Any]]:
         "entropy_N": targets.entropy_N,
         "logit_std_N": targets.logit_std_N,
         "label_logprob_N": targets.label_logprob_N,
-        "normaliser_N": targets.lse_tau_N if targets.sampled else None,
+        "normaliser_N": targets.lse_tau_N,
     }
     return arrays | {name: column.cpu().numpy() for name, column in columns.items() if column is not None}
 

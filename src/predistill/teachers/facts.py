@@ -15,10 +15,16 @@ __all__ = ["store_facts"]
 
 
 def store_facts(
-    corpus: Corpus, truncation: Truncation, *, teacher: dict[str, Any], capture: dict[str, Any]
+    corpus: Corpus,
+    truncation: Truncation,
+    *,
+    teacher: dict[str, Any],
+    capture: dict[str, Any],
+    lse_tau: float | None = None,
 ) -> dict[str, Any]:
     """The static part of a manifest, which must not change while the store grows. `teacher`: its name, the SHA-256 of
-    its weights and its precision; `capture`: how it was run, as far as the bytes depend on it."""
+    its weights and its precision; `capture`: how it was run, as far as the bytes depend on it; `lse_tau`: the
+    temperature whose log-sum-exp is kept."""
     kept = TypeAdapter(type(truncation)).dump_python(truncation, mode="json")
     sampled = isinstance(truncation, Sampled)
     return {
@@ -33,4 +39,5 @@ def store_facts(
         },
         "capture": capture,
         ("sampling" if sampled else "truncation"): {**kept, "seed": SAMPLING_SEED} if sampled else kept,
+        **({} if lse_tau is None else {"lse_tau": lse_tau}),
     }

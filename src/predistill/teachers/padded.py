@@ -15,7 +15,7 @@ __all__ = ["padded_arrays"]
 
 def padded_arrays(stored: RowTargets, *, draws: int | None, tau: float | None = None) -> dict[str, npt.NDArray[Any]]:
     """The arrays of `SparseTargets`, by its names. `draws` is given for a sampled store, whose weights are counts /
-    draws, and `tau` where a normaliser is stored: the temperature that it is of."""
+    draws, and `tau` where a normaliser is stored: the temperature that it is of (sampled: of the proposal)."""
     width = max(int(stored.length_N.max(initial=0)), 1)
     narrow = np.min_scalar_type(width)  # comparing bytes takes a third of the time
     kept_NK = np.arange(width, dtype=narrow) < stored.length_N.astype(narrow)[:, None]

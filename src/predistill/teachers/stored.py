@@ -28,7 +28,7 @@ class StoredTeacher:
         # Cut again as it was kept, the grid's rounding could drop the last entry of a top-p.
         self._cut = None if truncation == kept else truncation
         self._store, self._device = store, device
-        self._draws = self._tau = None
+        self._draws, self._tau = None, store.manifest.get("lse_tau")
         if isinstance(kept, Sampled):
             self._draws, needs = kept.draws, (*needs, "entropy_N")
             self._tau = None if kept.proposal_temperature == 1 else kept.proposal_temperature
