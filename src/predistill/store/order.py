@@ -18,14 +18,6 @@ import numpy.typing as npt
 
 __all__ = [
     "FEW_ENTRIES",
-    "class_parts",
-    "local_classes",
-    "place_parts",
-    "places",
-    "rank_of_local",
-    "sorted_place",
-]
-    "FEW_ENTRIES",
     "PLACES",
     "class_parts",
     "local_classes",
