@@ -31,7 +31,7 @@ quickstart: $(BASE) ## the whole path on the embedded text and teacher: two stud
 	$(BIN)/predistill quickstart
 
 test: check ## check, then the tests that take seconds
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n logical -m "not slow"
 
 check: $(DEV) ## format, lint, types, floors
 	$(BIN)/ruff format --check .
@@ -46,8 +46,8 @@ fmt: $(DEV) ## format, and mend what the linter can mend
 torture: $(DEV) ## the long kill, flip and soak runs
 	$(BIN)/python -m pytest -q -m slow
 
-bench: $(DEV) ## every script of benchmarks/; each writes its record to benchmarks/results/
-	@set -e; for script in $(filter-out benchmarks/record.py benchmarks/paired.py benchmarks/peers.py,$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
+bench: $(DEV) ## every script of benchmarks/ (store.py wants a --work folder: run it by itself); each writes benchmarks/results/
+	@set -e; for script in $(filter-out benchmarks/record.py benchmarks/paired.py benchmarks/peers.py $(wildcard benchmarks/store*.py),$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
 
 # On a borrowed machine with a GPU there is often no .venv, and no network to make one: GPU_PYTHON=python3 takes what it has.
 GPU_PYTHON ?= $(BIN)/python

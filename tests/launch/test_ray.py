@@ -48,6 +48,7 @@ def never(*_: Any) -> None:
     return
 
 
+@pytest.mark.slow
 def test_what_fails_there_is_raised_here_in_the_same_words() -> None:
     waits: list[None] = []
     failed = run_many("ray", fail, {"place": "stores/x"}, times=2, threads=2, on_wait=lambda: waits.append(None))

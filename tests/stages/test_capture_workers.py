@@ -141,6 +141,7 @@ def test_two_processes_capture_straight_to_an_object_store_and_training_there_is
     assert weights(there) == weights(here)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_beside_an_object_store_is_taken_over(
     single: Store, corpus: Path, lm_run: Run, forks: Forks, s3: S3, tmp_path: Path
 ) -> None:

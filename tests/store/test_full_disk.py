@@ -83,7 +83,8 @@ def test_full_at_any_write_it_says_so_and_goes_on_when_there_is_room(
             else:
                 break
         assert said.startswith(str(out))
-        assert "No space left on device. What was written before is whole" in said
+        assert "No space left on device" in said
+        assert "What was written before is whole: mend that" in said
         assert "run the same command again to go on" in said
         assert not is_complete(out)
         refused.add(disk.refused.split("/")[0])
@@ -165,7 +166,7 @@ def test_a_capture_onto_a_real_full_disk_exits_2_and_goes_on_when_there_is_room(
     out, filler = small_disk / "store", small_disk / "filler"
     argv = ("capture", "--teacher", lm_run.path, "--corpus", corpus, "--out", out, "--threads", "1")
     refused = 0
-    for pages in (0, 2, 4, 8, 12, 100, 200, 300):  # of 4 KiB, that are left
+    for pages in (0, 4, 12, 200):  # of 4 KiB, that are left
         room = os.statvfs(small_disk)
         filler.write_bytes(b"x" * max(0, (room.f_bavail - pages) * room.f_frsize))
         code = forks.run(*argv, log=tmp_path / f"log{pages}")
@@ -178,7 +179,7 @@ def test_a_capture_onto_a_real_full_disk_exits_2_and_goes_on_when_there_is_room(
         assert "No space left on device" in said
         assert "run the same command again to go on" in said.replace("\n", " ")
         refused += 1
-    assert refused >= 5
+    assert refused >= 3
     assert forks.run(*argv, log=tmp_path / "log") == 0, (tmp_path / "log").read_text()
     store, rows = Store(out), np.arange(len(single))
     store.verify()

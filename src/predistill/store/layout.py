@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ __all__ = [
     "part_name",
     "part_names",
     "read_json",
+    "read_parts",
     "read_permutation",
     "store_id_of",
     "unpack_permutation",
@@ -104,6 +106,15 @@ def writer_of_part(name: str) -> int:
 def part_names(place: Place) -> list[str]:
     """Of all writers' parts."""
     return [f"parts/{name}" for name in place.names("parts") if re.fullmatch(r"part-[0-9]{5}\.json", name)]
+
+
+def read_parts(place: Place) -> list[dict[str, Any]]:
+    """All writers' parts; without that of one that came late and took it back just now."""
+    found = []
+    for name in part_names(place):
+        with suppress(FileNotFoundError):
+            found.append(read_json(place, name))
+    return found
 
 
 def is_complete(where: str | Path | Place) -> bool:

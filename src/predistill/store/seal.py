@@ -31,8 +31,7 @@ class PartsRows:
     def refresh(self) -> None:
         """Look at the parts again; each shard's index is read once."""
         self.unfinished = []
-        for name in layout.part_names(self._place):
-            part = layout.read_json(self._place, name)
+        for part in layout.read_parts(self._place):
             if part["writer"] == self._writer:
                 continue
             if not part["finished"]:
@@ -50,7 +49,7 @@ def seal_store(place: Place, *, self_test: dict[str, Any], rows_expected: int, p
     A row that two writers captured is taken from the first. Raises `StoreError` when a row is missing, unless
     `partial`, or when shards are damaged.
     """
-    parts = [layout.read_json(place, name) for name in layout.part_names(place)]
+    parts = layout.read_parts(place)
     assert parts, "a writer seals after it has written its part"
     first = next((part for part in parts if part["shards"]), parts[0])
     for part in parts:

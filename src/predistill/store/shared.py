@@ -24,7 +24,8 @@ from predistill.store.writer import StoreComplete, StoreWriter, explained
 
 __all__ = ["SharedWriter"]
 
-POLL_SECONDS = 0.25  # between two looks at the others, when there is nothing left to do but wait for them
+POLL_SECONDS = 0.25  # between two looks at the others, when there is nothing left to do but wait for them ...
+URL_POLL_SECONDS = 2.0  # ... behind a URL, where a look is a dozen requests
 LEASE_SECONDS = 300.0
 
 
@@ -93,7 +94,7 @@ class SharedWriter:
                     if self._sealed():
                         return
             if span is None:
-                time.sleep(POLL_SECONDS)
+                time.sleep(POLL_SECONDS if isinstance(self.writer.place, LocalPlace) else URL_POLL_SECONDS)
             else:
                 yield self._missing(span)
 
@@ -183,7 +184,8 @@ class SharedWriter:
         self._there.refresh()
         if not self._there.rows.all() or any(self._claims.alive(number) for number in self._there.unfinished):
             return False
-        if (lock := Lock.take(folder / "parts" / "seal.lock")) is None:  # another writer of this machine is at it
+        # A file that is there anyway: a kill leaves nothing behind.
+        if (lock := Lock.take(folder / layout.PERMUTATION)) is None:  # another writer of this machine is at it
             return False
         try:
             if not layout.is_complete(place):
@@ -191,7 +193,7 @@ class SharedWriter:
                 seal_store(place, self_test=self._self_test, rows_expected=self._rows)
             self._tidy()
         finally:
-            lock.release(remove=True)
+            lock.release(remove=not isinstance(place, LocalPlace))
         return True
 
     def _forget(self) -> None:

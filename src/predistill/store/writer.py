@@ -318,8 +318,7 @@ class StoreWriter:
             raise StoreComplete(f"{self.path}: this store is complete. Write to another directory, or overwrite it.")
 
     def _check_facts(self) -> None:
-        for name in layout.part_names(self.place):
-            part = layout.read_json(self.place, name)
+        for part in layout.read_parts(self.place):
             if part["store_id"] != self._store_id.hex():
                 theirs = {**part["facts"], "permutation": part["permutation"]}
                 difference = _difference(theirs, {**self._facts, "permutation": self._permutation})
@@ -386,9 +385,10 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        name = f" ({error.filename})" if error.filename else ""
         raise StoreError(
-            f"{what}: {error.strerror or error}. What was written before is whole: mend that, and run the same command "
-            "again to go on."
+            f"{what}: {error.strerror or error}{name}. What was written before is whole: mend that, and run the same "
+            "command again to go on."
         ) from None
 
 
