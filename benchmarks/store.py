@@ -3,7 +3,9 @@
     PREDISTILL_GGUF=SmolLM2-135M-Instruct.Q4_1.gguf PREDISTILL_PEERS=FOLDER python benchmarks/store.py --work FOLDER
 
 The targets come from store_data.py, which makes them first where FOLDER has none (20 CPU minutes; the rest takes 6).
-Writes benchmarks/results/store.json. What cannot be had (the teacher, a peer) is left out and named.
+Writes benchmarks/results/store.json. With --plain-malloc only the speeds, where the C library gives freed memory back,
+as it does in the peers' own programs: benchmarks/results/store_plain_malloc.json. What cannot be had (the teacher, a
+peer) is left out and named.
 
   bytes            all streams, frames, checksums and index.bin. Apart stand label, entropy and standard deviation,
                    as no peer holds them, and `once_a_store`: files whose size is the vocabulary's or the manifest's,
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -59,12 +62,16 @@ class Work(NamedTuple):
 
 
 def main() -> None:
-    keep_freed_memory()  # as the program does; the peers are no slower for it
+    plain = "--plain-malloc" in sys.argv
+    if plain:
+        sys.argv.remove("--plain-malloc")
+    else:
+        keep_freed_memory()  # as our program does; the peers are faster for it, and do not do it
     torch.set_num_threads(1)
     work = work_folder()
     rows = {name: targets_of(name, work) for name in VOCABULARY}
     content: dict[str, Any] = {
-        "command": "python benchmarks/store.py --work FOLDER",
+        "command": "python benchmarks/store.py --work FOLDER" + " --plain-malloc" * plain,
         "load": round(os.getloadavg()[0], 1),
         "row_len": ROW_LEN,
         "rounds": ROUNDS,
@@ -77,6 +84,10 @@ def main() -> None:
         for name, arrays in rows.items():
             if arrays is not None:
                 content["teachers"][name] = measured(folder / name, arrays, name)
+        if plain:
+            speed = {name: t["speed"] for name, t in content.pop("teachers").items() if not isinstance(t, str)}
+            write_record("store_plain_malloc", {**content, "speed": speed})
+            return
         first = next(name for name, arrays in rows.items() if arrays is not None)
         content["bit_flips"] = bit_flips(folder / "flips", rows[first][:2], VOCABULARY[first])
         content["reader_memory"] = reader_memory(folder / first / "top-.95-100", folder)

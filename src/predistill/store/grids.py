@@ -75,7 +75,9 @@ def grids_from_manifest(content: Any) -> dict[str, Grid]:
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise StoreError(f"grids must map a name to an origin and a step, found {content!r}.") from None
     for name, grid in grids.items():
-        if not max(abs(grid.origin), abs(grid.origin + 65535 * grid.step)) < 1e30:  # float32 has to hold it
+        first, last = grid.origin, grid.origin + 65535 * grid.step
+        above = name in ("logprob", "label_logprob") and max(first, last) > 0
+        if above or not max(abs(first), abs(last)) < 1e30:  # float32 has to hold it
             raise StoreError(f"grid {name} goes from {grid.origin:g} in steps of {grid.step:g}, which is no grid.")
     if unknown := sorted(set(grids) - set(GRIDS)):
         raise StoreError(f"unknown grid {unknown[0]!r}; format 1 has {', '.join(GRIDS)}.")

@@ -169,8 +169,11 @@ def read_stream(
 
 
 def stream_of(record: Record, stream_id: int) -> Stream:
-    """The stream of a record, which has it."""
-    return next(stream for stream in record.streams if stream.id == stream_id)
+    """The stream of a record; `ValueError` when it has none."""
+    for stream in record.streams:
+        if stream.id == stream_id:
+            return stream
+    raise ValueError("it is missing")
 
 
 def running(difference_E: npt.NDArray[Any], length_N: npt.NDArray[Any]) -> U32:
