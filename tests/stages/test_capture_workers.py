@@ -97,6 +97,7 @@ def test_settings_that_do_not_go_with_workers_are_refused(corpus: Path, lm_run: 
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_ranks_of_torchrun_are_workers(single: Store, corpus: Path, lm_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "store"
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -159,6 +159,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(path)], check=True)
 
 
+@pytest.mark.slow
 def test_a_capture_onto_a_real_full_disk_exits_2_and_goes_on_when_there_is_room(
     corpus: Path, lm_run: Run, forks: Forks, small_disk: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 _SMALL_VALUES = 4096  # zstd is tried only below this: on long streams pco won by 25 % or more wherever it was tried
 # Neither deltas nor modes: ranks and differences have no such structure left (same bytes, a third less time).
 _PCO = {"delta_spec": DeltaSpec.no_op(), "mode_spec": ModeSpec.classic(), "enable_8_bit": True}
-# Against level 7, 9 saves .3 % of the bytes: for nothing on long streams, for a quarter more time on those of short rows.
+# Against level 7, 9 saves .3 % of the bytes: for nothing on long streams, for a quarter more time on short ones.
 _PCO_SHORT, _PCO_LONG = ChunkConfig(compression_level=7, **_PCO), ChunkConfig(compression_level=9, **_PCO)
 _LONG_VALUES = 1 << 15
 

@@ -234,7 +234,7 @@ class UrlPlace(Place):
         except (FileNotFoundError, FileExistsError):
             raise
         except Exception as error:
-            raise OSError(f"{self.url}: {_one_line(error)}") from error
+            raise OSError(_one_line(error)) from error
 
     def file(self, name: str) -> UrlFile:
         return UrlFile(self, name)
@@ -245,7 +245,7 @@ class UrlPlace(Place):
         found = self.ask("cat_ranges", paths, starts, ends, on_error="raise")
         for data in found:
             if isinstance(data, Exception):  # an fsspec before 2026 gives them back all the same
-                raise OSError(f"{self.url}: {_one_line(data)}") from data
+                raise OSError(_one_line(data)) from data
         return [bytes(data) for data in found]
 
     def names(self, folder: str) -> list[str]:

@@ -73,6 +73,8 @@ def _streams(facts: dict[str, Any]) -> list[str]:
     lines = [f"{'where the bytes go':<20}{'bytes':>16}{'a token':>9}{'an entry':>10}{'share':>8}"]
     most = max(stream["share"] for stream in facts["streams"].values())
     for name, stream in sorted(facts["streams"].items(), key=lambda item: -item[1]["bytes"]):
+        if not stream["bytes"]:
+            continue
         bar = _bar(stream["share"] / max(most, 1e-9), 14)
         numbers = f"{stream['bytes']:>16,}{stream['per_position']:>9.2f}{stream['per_entry']:>10.3f}"
         lines.append(f"  {name:<18}{numbers}{100 * stream['share']:>6.1f} %  {bar}".rstrip())
