@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from predistill.errors import RecipeError, RunError, StoreError
-from predistill.launch import run_many
+from predistill.launch import Job, run_many
 
 
 def note(folder: Path, **_settings: Any) -> None:
@@ -45,7 +45,7 @@ def test_so_many_processes_do_the_work_each_on_its_device_with_its_threads(tmp_p
     settings = {"folder": tmp_path, "more": [1, 2]}
     began = time.monotonic()
     failed = run_many(
-        "local", note, settings, times=3, threads=2, on_wait=lambda: waits.append(time.monotonic() - began)
+        "local", Job(note, settings, times=3, threads=2, on_wait=lambda: waits.append(time.monotonic() - began))
     )
     assert failed == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0 2", "1 2", "2 2"]
@@ -54,7 +54,7 @@ def test_so_many_processes_do_the_work_each_on_its_device_with_its_threads(tmp_p
 
 
 def test_those_that_fail_say_so_and_the_others_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    failed = run_many("local", fail, {"folder": tmp_path}, times=4, threads=1, on_wait=never)
+    failed = run_many("local", Job(fail, {"folder": tmp_path}, times=4, threads=1, on_wait=never))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0 1", "1 1", "2 1", "3 1"]
     people, killed, bug = failed
     assert isinstance(people, StoreError)
@@ -73,7 +73,7 @@ def test_a_stop_here_ends_them_all(tmp_path: Path) -> None:
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_many("local", wait_long, {"folder": tmp_path}, times=2, threads=1, on_wait=interrupt)
+        run_many("local", Job(wait_long, {"folder": tmp_path}, times=2, threads=1, on_wait=interrupt))
     assert time.monotonic() - began < 60
     for path in tmp_path.iterdir():
         assert not psutil.pid_exists(int(path.read_text() or "1" * 9))
@@ -81,10 +81,10 @@ def test_a_stop_here_ends_them_all(tmp_path: Path) -> None:
 
 SCRIPT = """
 from pathlib import Path
-from predistill.launch import run_many
+from predistill.launch import Job, run_many
 from tests.launch.test_local import never, wait_long
 if __name__ == "__main__":
-    run_many("local", wait_long, {"folder": Path("FOLDER")}, times=2, threads=1, on_wait=never)
+    run_many("local", Job(wait_long, {"folder": Path("FOLDER")}, times=2, threads=1, on_wait=never))
 """
 
 
@@ -107,4 +107,4 @@ def test_a_signal_to_the_launching_process_ends_them_all(tmp_path: Path, number:
 
 def test_an_unknown_launcher_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r'--launcher is "locla"; did you mean "local"\? One of local, ray\.'):
-        run_many("locla", note, {"folder": tmp_path}, times=1, threads=1, on_wait=never)
+        run_many("locla", Job(note, {"folder": tmp_path}, times=1, threads=1, on_wait=never))

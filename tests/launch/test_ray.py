@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from predistill.errors import StoreError
-from predistill.launch import run_many
+from predistill.launch import Job, run_many
 from predistill.objective import TopPK
 from predistill.runs import Run
 from predistill.stages.capture import capture
@@ -51,7 +51,7 @@ def never(*_: Any) -> None:
 @pytest.mark.slow
 def test_what_fails_there_is_raised_here_in_the_same_words() -> None:
     waits: list[None] = []
-    failed = run_many("ray", fail, {"place": "stores/x"}, times=2, threads=2, on_wait=lambda: waits.append(None))
+    failed = run_many("ray", Job(fail, {"place": "stores/x"}, times=2, threads=2, on_wait=lambda: waits.append(None)))
     assert [(type(error), str(error)) for error in failed] == [
         (StoreError, "stores/x: this is for people to read, of 2 threads.")
     ] * 2

@@ -10,32 +10,28 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from predistill.errors import PredistillError, RunError
+from predistill.launch.job import Job
 
 __all__ = ["run"]
 
 
-def run(
-    work: Callable[..., None],
-    settings: dict[str, Any],
-    *,
-    times: int,
-    threads: int,
-    on_wait: Callable[[], None],
-) -> list[Exception]:
+def run(job: Job) -> list[Exception]:
     """As `launch.run_many`. The processes end with this one, unless it is killed outright."""
     context = multiprocessing.get_context("spawn")  # a fork after torch has made threads may hang
     processes, answers = [], []
     try:
-        for rank in range(times):
+        for rank in range(job.times):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_one, args=(theirs, work, settings, rank, threads), daemon=True)
+            process = context.Process(
+                target=_one, args=(theirs, job.work, job.settings, rank, job.threads), daemon=True
+            )
             process.start()
             theirs.close()
             processes.append(process)
             answers.append(ours)
         while any(process.is_alive() for process in processes):
             wait([process.sentinel for process in processes if process.is_alive()], timeout=0.5)
-            on_wait()
+            job.on_wait()
     finally:
         for process in processes:
             process.terminate()

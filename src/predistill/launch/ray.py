@@ -7,18 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from predistill.errors import RecipeError
+from predistill.launch.job import Job
 
 __all__ = ["run"]
 
 
-def run(
-    work: Callable[..., None],
-    settings: dict[str, Any],
-    *,
-    times: int,
-    threads: int,
-    on_wait: Callable[[], None],
-) -> list[Exception]:
+def run(job: Job) -> list[Exception]:
     """As `launch.run_many`. A task whose node dies is started again elsewhere."""
     try:
         import ray
@@ -29,15 +23,15 @@ def run(
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:
         there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cpus = min(float(threads), there.get("CPU", 1.0) / times)
-        gpus = min(1.0, there.get("GPU", 0.0) / times)
+        cpus = min(float(job.threads), there.get("CPU", 1.0) / job.times)
+        gpus = min(1.0, there.get("GPU", 0.0) / job.times)
         task = ray.remote(_one).options(
             num_cpus=cpus if cpus < 1 else int(cpus),  # Ray takes parts of one, and whole ones
             num_gpus=gpus,
             max_retries=5,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(job.threads)}},
         )
-        waiting = [task.remote(work, settings) for _ in range(times)]
+        waiting = [task.remote(job.work, job.settings) for _ in range(job.times)]
         failed: list[Exception] = []
         while waiting:
             ready, waiting = ray.wait(waiting, timeout=0.5)
@@ -48,7 +42,7 @@ def run(
                     failed.append(error.cause if isinstance(error.cause, Exception) else error)
                 except ray.exceptions.RayError as error:
                     failed.append(error)
-            on_wait()
+            job.on_wait()
         return failed
     finally:
         if began:

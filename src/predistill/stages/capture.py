@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError, did_you_mean
 from predistill.fingerprint import row_hash
-from predistill.launch import run_many
+from predistill.launch import Job, run_many
 from predistill.objective import Full, Sampled, TopK, TopP, TopPK, Truncation
 from predistill.runs import command_line
 from predistill.stages.inputs import pick_device
@@ -215,7 +215,7 @@ def _launched(
         if on_progress is not None:
             on_progress(rows_begun(out, rows=rows, span_rows=span_rows(rows, corpus.row_len)), rows)
 
-    failed = run_many(launcher, _work, settings, times=workers, threads=settings["threads"], on_wait=on_wait)
+    failed = run_many(launcher, Job(_work, settings, times=workers, threads=settings["threads"], on_wait=on_wait))
     if not is_complete(out):
         raise failed[0] if failed else StoreError(f"{out}: the workers were stopped. Run it again to go on.")
 
