@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -294,4 +294,5 @@ def _cost(writer: StoreWriter) -> Iterator[dict[str, Any]]:
         yield cost
     finally:
         spent = {"seconds": time.perf_counter() - started[0], "cpu_seconds": time.process_time() - started[1]}
-        writer.add_cost(command_line(), {**cost, **spent})
+        with suppress(StoreError):  # of a full disk, say: what went wrong before it is what matters
+            writer.add_cost(command_line(), {**cost, **spent})
