@@ -70,7 +70,8 @@ def place_parts(length_N: npt.NDArray[np.integer]) -> list[int]:
 def local_classes(rank_E: U32, vocab_size: int) -> U8:
     """The class of each frequency rank by how often the row keeps it, to the last that is not 0; empty where that saves
     too little of the ids' bytes for the time it takes to read."""
-    if len(rank_E) < FEW_ENTRIES:
+    # A row that keeps every word of a small vocabulary many times has no words of its own: measured at V 2,048.
+    if not FEW_ENTRIES <= len(rank_E) <= 8 * vocab_size:
         return np.zeros(0, np.uint8)
     count_V = np.bincount(rank_E, minlength=vocab_size)
     class_V = _COUNT_CLASS.take(count_V, mode="clip")
