@@ -154,7 +154,7 @@ def _memory_of(folder: Path, rows: int) -> dict[str, Any]:
     done = 0
     for count in (1_000, 10_000):
         for row in rng.integers(rows, size=count - done):
-            store._index[int(row)]
+            store._at.index[int(row)]
         done = count
         found[f"{count:,} rows"] = _growth(before)
     return found

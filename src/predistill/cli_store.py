@@ -25,8 +25,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 @store_app.command("inspect")
 def store_inspect(store: Store, as_json: Json = False) -> None:
     """Where a store's bytes go, what it holds and was made from; of one in the making, who writes it."""
-    from predistill.store.contents import contents
-    from predistill.store.shown import shown
+    from predistill.store.verbs.contents import contents
+    from predistill.store.verbs.shown import shown
 
     facts = contents(store)
     show(facts, as_json, shown(facts))
@@ -78,7 +78,7 @@ def store_verify(
 @store_app.command("repair")
 def store_repair(store: Store, as_json: Json = False) -> None:
     """Keep every whole record of a damaged store, and say which rows to capture again."""
-    from predistill.store.repair import in_words, repair
+    from predistill.store.verbs.repair import in_words, repair
 
     with progress("repair", unit="shards", quiet=as_json) as advance:
         facts = repair(store, on_progress=advance)
@@ -107,7 +107,7 @@ def store_merge(
     as_json: Json = False,
 ) -> None:
     """Make one store of several that hold different rows of one corpus."""
-    from predistill.store.merge import merge
+    from predistill.store.verbs.merge import merge
 
     with progress("merge", unit="rows", quiet=as_json) as advance:
         merged = merge(stores, out=out, on_progress=advance)

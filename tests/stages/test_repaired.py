@@ -15,8 +15,8 @@ from predistill.stages import capture as stage
 from predistill.stages.capture import capture, group_rows
 from predistill.store import Store
 from predistill.store.place import LocalFile
-from predistill.store.repair import repair
-from predistill.store.salvage import footer_of
+from predistill.store.verbs.repair import repair
+from predistill.store.verbs.salvage import footer_of
 
 
 def damage(path: Path, lost: list[int]) -> None:

@@ -16,7 +16,7 @@ from predistill.objective import Sampled, SparseTargets, TopK, TopP, TopPK, Trun
 from predistill.stages.capture import capture
 from predistill.stages.select import parse_rows, select
 from predistill.store import Store
-from predistill.store.merge import merge
+from predistill.store.verbs.merge import merge
 from predistill.teachers.stored import StoredTeacher, stored_truncation
 
 CPU = torch.device("cpu")

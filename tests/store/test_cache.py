@@ -143,9 +143,9 @@ def test_a_store_behind_a_url_gives_what_the_local_one_gives(local: Path, remote
 def test_a_row_is_one_range_request_and_none_the_second_time(s3: S3, remote: str, cache: DiskCache) -> None:
     below = remote.removeprefix("s3://bucket/")
     store = Store(remote, cache=cache)
-    shards = {store._line(row).shard for row in range(ROWS)}
+    shards = {store._at.line(row).shard for row in range(ROWS)}
     for shard in shards:  # open: its header and its tail
-        store._shard(shard)
+        store._at.shard(shard)
     before = len(s3.requests(below))
     asked = [7, 3, 20, 7, 11]
     for row in asked:
@@ -171,7 +171,7 @@ def test_rows_are_asked_for_side_by_side(s3: S3, remote: str, cache: DiskCache) 
     store = Store(remote, cache=cache)
     store.rows(np.arange(ROWS))
     ranges = [request for request in s3.requests(f"{below}/shards/") if request.status == 206]
-    assert len(ranges) == ROWS + 2 * len(store._shards)
+    assert len(ranges) == ROWS + 2 * len(store._at.shards)
 
 
 def test_a_damaged_copy_is_dropped_and_fetched_again(

@@ -12,6 +12,7 @@ from predistill.errors import StoreError
 from predistill.files import read_sealed_json, write_sealed_json
 from predistill.store import Store, StoreWriter, finish
 from predistill.store import record as frame
+from predistill.store.records import Records
 from tests.store.made import PERMUTATION, SAMPLED, TRUNCATED, all_bytes, token_hash, truncated_row, write_store
 
 ROWS = 24
@@ -247,7 +248,7 @@ def test_a_record_that_says_it_has_more_entries_than_there_can_be_is_an_error(
 ) -> None:
     """Its checksums are right: a header alone must not decide what is allocated."""
     store = Store(write_store(tmp_path / "store", rows=4, facts=facts))
-    data = store._fetch([store._line(2)])[0]
+    data = store._at.fetch([store._at.line(2)])[0]
     record = frame.parse(data)
     streams = [(s.id, s.codec, s.dtype, s.values, data[s.start : s.start + s.bytes]) for s in record.streams]
     for entries, words in (
@@ -257,7 +258,7 @@ def test_a_record_that_says_it_has_more_entries_than_there_can_be_is_an_error(
         huge = frame.pack(
             kind=record.kind, row_id=2, token_hash=record.token_hash, positions=32, entries=entries, streams=streams
         )
-        monkeypatch.setattr(Store, "_fetch", lambda *_, huge=huge: [huge])
+        monkeypatch.setattr(Records, "fetch", lambda *_, huge=huge: [huge])
         with pytest.raises(StoreError, match=words):
             store.rows([2])
 

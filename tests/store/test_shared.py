@@ -307,8 +307,8 @@ def test_sealing_takes_a_row_that_lies_there_twice_from_the_first(tmp_path: Path
     assert sum(ours.values()) == store.totals["bytes"]
     assert {k: v for k, v in ours.items() if k != "overhead"} == {k: v for k, v in theirs.items() if k != "overhead"}
     assert ours["overhead"] > theirs["overhead"]
-    first_shard_of_2 = store._line(2).shard
-    names = [entry.name for entry in store._shards]
+    first_shard_of_2 = store._at.line(2).shard
+    names = [entry.name for entry in store._at.shards]
     assert names[first_shard_of_2].startswith("00000-")
 
 

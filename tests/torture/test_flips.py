@@ -58,10 +58,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     store = Store(path)
     store.verify()
     records: dict[str, list[tuple[int, int, int, bool]]] = {}
-    for number, entry in enumerate(store._shards):
-        for line in store._shard(number).footer():
+    for number, entry in enumerate(store._at.shards):
+        for line in store._at.shard(number).footer():
             start, row = int(line["offset"]), int(line["row"])
-            read = store._line(row)[:2] == (number, start)
+            read = store._at.line(row)[:2] == (number, start)
             records.setdefault(f"shards/{entry.name}", []).append((start, start + int(line["bytes"]), row, read))
     assert sum(not read for lines in records.values() for *_, read in lines) == 2
     return Made(path, store.rows(np.arange(ROWS)), records)

@@ -9,7 +9,7 @@ from typing import Any
 from predistill.stages.seal import corpus_of
 from predistill.stages.select import parse_rows
 from predistill.store import Store
-from predistill.store.export import export as export_rows
+from predistill.store.verbs.export import export as export_rows
 
 __all__ = ["export"]
 

@@ -8,8 +8,8 @@ from typing import Any
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError
 from predistill.store import Store
-from predistill.store.begun import begun_parts, reached
-from predistill.store.begun import seal as seal_rows
+from predistill.store.verbs.begun import begun_parts, reached
+from predistill.store.verbs.begun import seal as seal_rows
 
 __all__ = ["corpus_of", "seal"]
 

@@ -20,11 +20,11 @@ from pydantic import TypeAdapter
 from predistill.errors import RecipeError
 from predistill.objective import Sampled, TopK, TopP, TopPK, Truncation, check_narrower
 from predistill.store import RowTargets, Store, StoreWriter
-from predistill.store.begun import check_going_on, sample_of
 from predistill.store.calibration import measured
-from predistill.store.costs import carry_costs
 from predistill.store.layout import facts_of
 from predistill.store.record import parse_head
+from predistill.store.verbs.begun import check_going_on, sample_of
+from predistill.store.verbs.costs import carry_costs
 from predistill.teachers.csr import csr_arrays, padded_targets
 from predistill.teachers.narrowed import narrowed
 from predistill.teachers.stored import stored_truncation

@@ -19,9 +19,9 @@ from predistill.errors import RecipeError, StoreError
 from predistill.fingerprint import file_sha256, row_hash
 from predistill.stages.inputs import pick_device
 from predistill.store import RowTargets, Store
-from predistill.store.begun import sample_of
 from predistill.store.compare import kl_to_stored, logprob_differences
 from predistill.store.streams import encode_row
+from predistill.store.verbs.begun import sample_of
 from predistill.teachers.csr import csr_arrays
 from predistill.teachers.live import LiveTeacher
 from predistill.teachers.load import DTYPES, load_teacher, teacher_facts

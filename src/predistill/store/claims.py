@@ -14,7 +14,7 @@ from pathlib import Path
 from predistill.store import layout
 from predistill.store.lock import is_held
 from predistill.store.place import LocalPlace, Place, open_place
-from predistill.store.writer import lock_path
+from predistill.store.working import lock_path
 
 __all__ = ["Claims", "rows_begun"]
 

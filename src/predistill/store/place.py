@@ -239,6 +239,10 @@ class UrlPlace(Place):
     def file(self, name: str) -> UrlFile:
         return UrlFile(self, name)
 
+    def read(self, name: str) -> bytes:
+        data: bytes = self.ask("cat_file", self.full(name))  # one request: between two it may be put anew
+        return data
+
     def ranges(self, wanted: Sequence[tuple[File, int, int]]) -> list[bytes]:
         paths = [file.path for file, _, _ in wanted if isinstance(file, UrlFile)]
         starts, ends = [start for _, start, _ in wanted], [start + size for _, start, size in wanted]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -20,12 +18,11 @@ from predistill.store import record as frame
 from predistill.store.cache import DiskCache, default_cache
 from predistill.store.decode import decode_rows, values
 from predistill.store.grids import Grid, grids_from_manifest
-from predistill.store.index import Index
-from predistill.store.place import File, LocalPlace, open_place
+from predistill.store.place import LocalPlace, open_place
 from predistill.store.raw import Form, Found, RawRows, read_raw, read_stream
 from predistill.store.record import KIND_SAMPLED, KIND_TRUNCATED, Record
+from predistill.store.records import Line, Listed, Records
 from predistill.store.rows import RowTargets
-from predistill.store.shard import HEADER_BYTES, Shard, parse_shard_name
 from predistill.store.streams import PER_POSITION, STREAM_NAMES
 
 __all__ = ["Store"]
@@ -51,8 +48,7 @@ class Store:
         self._kind = KIND_SAMPLED if self.manifest["kind"] == "sampled" else KIND_TRUNCATED
         self._grids = grids_from_manifest(self.manifest["grids"])
         self._rows = int(self.manifest["rows"])
-        self._shards = [_Listed(*(entry[name] for name in _Listed._fields)) for entry in self.manifest.pop("shards")]
-        self._cache = None if isinstance(self.place, LocalPlace) else (cache or default_cache())
+        shards = [Listed(*(entry[name] for name in Listed._fields)) for entry in self.manifest.pop("shards")]
         self._id_of_rank_V = self._read_permutation()
         self._form = Form(
             sampled=self._kind == KIND_SAMPLED,
@@ -62,12 +58,8 @@ class Store:
         )
         cut = self.manifest.get("truncation") or self.manifest["sampling"]
         self._most = min(int(cut.get("k") or cut.get("draws") or self._form.vocab_size), self._form.vocab_size)
-        try:
-            self._index = Index(self.place.file(layout.INDEX), store_id=self._store_id, rows=self._rows)
-        except (OSError, ValueError) as error:
-            raise self._damaged(layout.INDEX, error) from None
-        self._open: OrderedDict[int, Shard] = OrderedDict()
-        self._lock = threading.Lock()
+        kept = None if isinstance(self.place, LocalPlace) else (cache or default_cache())
+        self._at = Records(self.place, self.manifest, shards=shards, cache=kept, damaged=self._damaged)
 
     def __len__(self) -> int:
         return self._rows
@@ -94,12 +86,12 @@ class Store:
         asked = np.asarray(rows, np.int64).reshape(-1)
         if self.totals["rows"] == self._rows:
             return np.ones(len(asked), bool)
-        return np.array([self._line(int(row)).size > 0 for row in asked], bool)
+        return np.array([self._at.line(int(row)).size > 0 for row in asked], bool)
 
     def present(self) -> npt.NDArray[np.int64]:
         """The rows that are in the store, ascending."""
         try:
-            return np.flatnonzero(np.concatenate([page["bytes"] > 0 for page in self._index.pages()]))
+            return np.flatnonzero(np.concatenate([page["bytes"] > 0 for page in self._at.index.pages()]))
         except (OSError, ValueError) as error:
             raise self._damaged(layout.INDEX, error) from None
 
@@ -188,7 +180,7 @@ class Store:
             raise self._damaged(error) from None
         if f"{google_crc32c.value(index):08x}" != self.manifest["index"]["crc32c"]:
             raise self._damaged(layout.INDEX, "its checksum does not match the manifest's")
-        listed = {entry.name for entry in self._shards}
+        listed = {entry.name for entry in self._at.shards}
         for name in there:
             if name not in listed:
                 raise StoreError(
@@ -196,22 +188,22 @@ class Store:
                     "Delete it."
                 )
         rows = twice = 0
-        for number, entry in enumerate(self._shards):
-            shard = self._shard(number)
+        for number, entry in enumerate(self._at.shards):
+            shard = self._at.shard(number)
             try:
                 for record, line in zip(shard.records(), shard.footer(), strict=True):
                     self._check(record[0])
-                    here = _Line(number, int(line["offset"]), int(line["bytes"]))
-                    if self._line(record[0].row_id) == here:
+                    here = Line(number, int(line["offset"]), int(line["bytes"]))
+                    if self._at.line(record[0].row_id) == here:
                         rows += 1
-                    elif self._line(record[0].row_id).shard < number:  # two writers captured it: the first is kept
+                    elif self._at.line(record[0].row_id).shard < number:  # two writers captured it: the first is kept
                         twice += 1
                     else:
                         raise ValueError(f"row {record[0].row_id:,}: index.bin says it lies elsewhere")
             except (OSError, ValueError) as error:
                 raise self._damaged(f"shard {entry.name}", error) from None
             if on_progress is not None:
-                on_progress(number + 1, len(self._shards))
+                on_progress(number + 1, len(self._at.shards))
         for what, found, named in (
             ("rows", rows, self.manifest["totals"]["rows"]),
             ("rows that are there twice", twice, self.manifest["totals"]["rows_twice"]),
@@ -221,8 +213,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of the open shards; the store may still be read, which opens them again."""
-        with self._lock:
-            self._open.clear()
+        self._at.close()
 
     # ---- records
 
@@ -236,60 +227,18 @@ class Store:
         if token_hashes is not None:
             hashes = [int(value) for value in np.asarray(token_hashes, np.uint64).reshape(-1)]
         assert len(hashes) == len(rows)
-        lines = [self._line(row) for row in rows]
+        lines = [self._at.line(row) for row in rows]
         for row, line in zip(rows, lines, strict=True):
             if not line.size and not absent_ok:
                 raise StoreError(
                     f"{self.path}: row {row:,} is not in this store, which holds {self.totals['rows']:,} of "
                     f"{self._rows:,} rows. Capture it, or train without targets for it."
                 )
-        fetched = iter(self._fetch([line for line in lines if line.size]))
+        fetched = iter(self._at.fetch([line for line in lines if line.size]))
         return rows, [
             (self._parsed(row, data := next(fetched), token_hash), data) if line.size else None
             for row, line, token_hash in zip(rows, lines, hashes, strict=True)
         ]
-
-    def _line(self, row: int) -> _Line:
-        """Where a row lies; size 0 when it is not in this store."""
-        if not 0 <= row < self._rows:
-            raise StoreError(f"{self.path}: row {row:,} was asked for; it holds rows 0 to {self._rows - 1:,}.")
-        try:
-            line = _Line(*self._index[row])
-            if line.size and line.shard >= len(self._shards):
-                raise ValueError(f"row {row:,}: it names shard {line.shard:,} of {len(self._shards):,}")
-            return line
-        except (OSError, ValueError) as error:
-            raise self._damaged(layout.INDEX, error) from None
-
-    def _fetch(self, lines: list[_Line]) -> list[bytes]:
-        kept = [self._kept(line) for line in lines]
-        missing = [i for i, data in enumerate(kept) if data is None]
-        try:
-            wanted = [self._range(lines[i]) for i in missing]
-            fetched = dict(zip(missing, self.place.ranges(wanted) if wanted else [], strict=True))
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error}. Run the same command again.") from None
-        if self._cache is not None:
-            for i, data in fetched.items():
-                self._cache.put(self._cached_as(lines[i]), data)
-        return [fetched[i] if data is None else data for i, data in enumerate(kept)]
-
-    def _range(self, line: _Line) -> tuple[File, int, int]:
-        shard = self._shard(line.shard)
-        if not HEADER_BYTES <= line.offset <= line.offset + line.size <= shard.tail.index_offset:
-            raise self._damaged(layout.INDEX, f"it names bytes outside of shard {self._shards[line.shard].name}")
-        return shard.file, line.offset, line.size
-
-    def _kept(self, line: _Line) -> bytes | None:
-        """The record from the cache; a damaged copy is dropped, and the record fetched again."""
-        if self._cache is None or (data := self._cache.get(self._cached_as(line))) is None:
-            return None
-        try:
-            frame.parse(data)
-        except ValueError:
-            self._cache.drop(self._cached_as(line))
-            return None
-        return data
 
     def _parsed(self, row: int, data: bytes, token_hash: int | None) -> Record:
         try:
@@ -307,11 +256,6 @@ class Store:
             )
         return record
 
-    def _cached_as(self, line: _Line) -> str:
-        # The same capture, made again, has the same id and other shards.
-        shard = self._shards[line.shard]
-        return f"{self.manifest['store_id']}/{shard.name}-{shard.crc32c}/{line.offset:x}-{line.size:x}"
-
     def _check(self, record: Record) -> None:
         if record.kind != self._kind or record.positions != self.manifest["row_len"]:
             raise ValueError("its kind or its length is not the manifest's")
@@ -320,28 +264,8 @@ class Store:
 
     # ---- files
 
-    def _shard(self, number: int) -> Shard:
-        with self._lock:
-            if (shard := self._open.get(number)) is not None:
-                self._open.move_to_end(number)
-                return shard
-        entry = self._shards[number]
-        writer, seq = parse_shard_name(entry.name)
-        try:
-            shard = Shard(self.place.file(f"shards/{entry.name}"), store_id=self._store_id, writer=writer, seq=seq)
-            found = (shard.tail.file_bytes, shard.tail.rows, f"{shard.tail.records_crc:08x}")
-            if found != (entry.bytes, entry.rows, entry.crc32c):
-                raise ValueError("it is not the shard that was sealed into this store")
-        except (OSError, ValueError) as error:
-            raise self._damaged(f"shard {entry.name}", error) from None
-        with self._lock:
-            self._open[number] = shard
-            while len(self._open) > self.place.many_open:
-                self._open.popitem(last=False)
-        return shard
-
     def _where(self, row: int) -> str:
-        return f"row {row:,} (shard {self._shards[self._line(row).shard].name})"
+        return f"row {row:,} (shard {self._at.shards[self._at.line(row).shard].name})"
 
     def _read_manifest(self) -> dict[str, Any]:
         try:
@@ -386,20 +310,3 @@ class Store:
         return StoreError(
             f"{self.path}: {found}. It is damaged: `predistill store repair` keeps its whole rows; or restore a copy."
         )
-
-
-class _Listed(NamedTuple):
-    """A shard as the manifest lists it."""
-
-    name: str
-    bytes: int
-    rows: int
-    crc32c: str
-
-
-class _Line(NamedTuple):
-    """Where a row lies: a shard of the manifest's list, its offset and bytes there."""
-
-    shard: int
-    offset: int
-    size: int

@@ -20,7 +20,8 @@ from predistill.store.claims import Claims
 from predistill.store.lock import Lock
 from predistill.store.place import LocalPlace
 from predistill.store.seal import PartsRows, seal_store
-from predistill.store.writer import StoreComplete, StoreWriter, explained
+from predistill.store.working import explained
+from predistill.store.writer import StoreComplete, StoreWriter
 
 __all__ = ["SharedWriter"]
 

@@ -17,24 +17,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from predistill.errors import StoreError
 from predistill.files import parse_sealed_json, sealed_json
 from predistill.store import layout
-from predistill.store import shard as shards
-from predistill.store.cache import cache_folder
 from predistill.store.grids import grids_from_manifest
-from predistill.store.growing import GrowingShard, count_record
+from predistill.store.growing import GrowingShard
 from predistill.store.layout import ShardStats
 from predistill.store.lock import Lock
-from predistill.store.place import LocalPlace, Place, open_place
-from predistill.store.record import MAX_HEAD_BYTES, Record, parse_head
+from predistill.store.place import LocalPlace, open_place
+from predistill.store.record import Record, parse_head
+from predistill.store.resumed import closed_shards
 from predistill.store.rows import RowTargets
 from predistill.store.seal import PartsRows, seal_store
+from predistill.store.shard import shard_name
 from predistill.store.streams import STREAM_NAMES, encode_row
+from predistill.store.working import explained, lock_path, working_folder
 
-__all__ = ["StoreComplete", "StoreWriter", "explained", "lock_path"]
+__all__ = ["StoreComplete", "StoreWriter"]
 
 
 class StoreComplete(StoreError):
@@ -329,39 +329,21 @@ class StoreWriter:
 
     def _resume(self) -> None:
         part = layout.part_name(self.writer)
-        known = (
-            {entry["name"]: entry for entry in layout.read_json(self.place, part)["shards"]}
-            if (self.place.exists(part))
-            else {}
-        )
-        while self.place.exists(f"shards/{(name := shards.shard_name(self.writer, len(self._sealed)))}"):
-            try:
-                file = self.place.file(f"shards/{name}")
-                shard = shards.Shard(file, store_id=self._store_id, writer=self.writer, seq=len(self._sealed))
-                stats = ShardStats(name, bytes=shards.HEADER_BYTES)
-                if entry := known.get(name):
-                    stats = ShardStats(**entry)
-                else:
-                    for record, _ in shard.records():
-                        count_record(stats, record)
-                    stats.bytes, stats.crc32c = shard.tail.file_bytes, f"{shard.tail.records_crc:08x}"
-                if (stats.bytes, stats.crc32c) != (shard.tail.file_bytes, f"{shard.tail.records_crc:08x}"):
-                    raise ValueError("it is not the shard that its writer sealed")
-                self._mark(shard.footer()["row"].astype(np.int64))
-                self._check_alike(parse_head(shard.read(shards.HEADER_BYTES, MAX_HEAD_BYTES)))
-            except ValueError as error:
-                raise StoreError(
-                    f"{self.path}/shards/{name}: {error}. `predistill store repair` keeps its whole rows; "
-                    "delete it to capture them all again."
-                ) from None
-            self._sealed.append(stats)
-            (self.folder / "shards" / f"{name}.tmp").unlink(missing_ok=True)  # a kill came after it was put to a URL
+        listed = layout.read_json(self.place, part)["shards"] if self.place.exists(part) else []
+        known = {entry["name"]: ShardStats(**entry) for entry in listed}
+        for closed in closed_shards(self.place, known, store_id=self._store_id, writer=self.writer):
+            self._mark(closed.rows)
+            self._check_alike(closed.first)
+            self._sealed.append(closed.stats)
+            # A kill came after it was put to a URL.
+            (self.folder / "shards" / f"{closed.stats.name}.tmp").unlink(missing_ok=True)
         unread = known.keys() - {stats.name for stats in self._sealed}
         if behind := [name for name in sorted(unread) if self.place.exists(f"shards/{name}")]:
             raise StoreError(
                 f"{self.path}: shards/{behind[0]} of writer {self.writer} is named and cannot be gone on behind. Run "
                 "`predistill store repair`, and write as another writer."
             )
+        name = shard_name(self.writer, len(self._sealed))
         if (self.folder / "shards" / f"{name}.tmp").exists():
             growing = self._new_shard()
             for record in growing.recover():
@@ -372,37 +354,11 @@ class StoreWriter:
 
     def _drop_shards(self, keep: int) -> None:
         for seq in count(keep):
-            name = shards.shard_name(self.writer, seq)
+            name = shard_name(self.writer, seq)
             (self.folder / "shards" / f"{name}.tmp").unlink(missing_ok=True)
             if not self.place.exists(f"shards/{name}"):
                 return
             self.place.remove(f"shards/{name}")
-
-
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """What a place refuses, as a `StoreError` that begins with `what`."""
-    try:
-        yield
-    except OSError as error:
-        name = f" ({error.filename})" if error.filename else ""
-        raise StoreError(
-            f"{what}: {error.strerror or error}{name}. What was written before is whole: mend that, and run the same "
-            "command again to go on."
-        ) from None
-
-
-def lock_path(folder: Path, writer: int) -> Path:
-    """The lock that a living writer of this machine holds."""
-    return folder / "parts" / f"part-{writer:05d}.lock"
-
-
-def working_folder(place: Place, store_id: bytes) -> Path:
-    """Where shards grow and locks lie: in the store itself, or, of a store behind a URL, on this machine."""
-    if isinstance(place, LocalPlace):
-        return place.path
-    # The same capture to two places must not meet in one folder.
-    return cache_folder() / "writing" / f"{store_id.hex()}-{xxhash.xxh64_hexdigest(str(place).encode())}"
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from predistill.errors import StoreError
 from predistill.store import RowTargets, Store, StoreWriter
-from predistill.store.merge import merge
+from predistill.store.verbs.merge import merge
 from tests.store.made import PERMUTATION, SAMPLED, TRUNCATED, sampled_row, token_hash, truncated_row, write_store
 
 ROWS = 9
@@ -88,7 +88,7 @@ def test_a_selected_store_merges_with_a_captured_one(tmp_path: Path) -> None:
 
 
 def test_costs_come_along_once(tmp_path: Path) -> None:
-    from predistill.store.costs import total_cost
+    from predistill.store.verbs.costs import total_cost
 
     a, b = part(tmp_path / "a", (0, 1)), part(tmp_path / "b", (2, 3, 4))
     merged = merge([a, b], out=tmp_path / "m")
@@ -107,7 +107,7 @@ def test_a_row_that_is_in_both_is_taken_once_if_it_is_the_same(tmp_path: Path) -
 
 
 def test_a_merge_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("predistill.store.merge.BATCH_ROWS", 2)
+    monkeypatch.setattr("predistill.store.verbs.merge.BATCH_ROWS", 2)
     a, b = part(tmp_path / "a", (0, 1, 4)), part(tmp_path / "b", (2, 3, 8))
 
     def stop(done: int, rows: int) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.errors import StoreError
-from predistill.store.begun import check_going_on
-from predistill.store.costs import carry_costs
 from predistill.store.layout import facts_of
 from predistill.store.reader import Store
 from predistill.store.record import parse_head
+from predistill.store.verbs.begun import check_going_on
+from predistill.store.verbs.costs import carry_costs
 from predistill.store.writer import StoreWriter
 
 __all__ = ["merge"]

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.store import layout
-from predistill.store.begun import begun_parts, begun_writers, reached, sample_of
 from predistill.store.calibration import measured
-from predistill.store.costs import total_cost
 from predistill.store.place import Place
 from predistill.store.reader import Store
+from predistill.store.verbs.begun import begun_parts, begun_writers, reached, sample_of
+from predistill.store.verbs.costs import total_cost
 
 __all__ = ["contents"]
 

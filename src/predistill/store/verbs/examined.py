@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.store.growing import count_record
-from predistill.store.known import Known
 from predistill.store.layout import ShardStats
 from predistill.store.place import File, LocalFile, Place
 from predistill.store.record import Record
-from predistill.store.salvage import belongs, footer_of, whole_records
 from predistill.store.shard import HEADER_BYTES, Shard, parse_shard_name, store_of
+from predistill.store.verbs.known import Known
+from predistill.store.verbs.salvage import belongs, footer_of, whole_records
 
 __all__ = ["ExaminedShard", "Examiner"]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from predistill.store import Store, StoreWriter
-from predistill.store.begun import seal
-from predistill.store.contents import contents
-from predistill.store.merge import merge
 from predistill.store.place import Place, open_place
-from predistill.store.repair import repair
+from predistill.store.verbs.begun import seal
+from predistill.store.verbs.contents import contents
+from predistill.store.verbs.merge import merge
+from predistill.store.verbs.repair import repair
 from tests.store.made import PERMUTATION, TRUNCATED, token_hash, truncated_row
 
 ROWS = 6

@@ -9,8 +9,8 @@ import pytest
 
 from predistill.errors import StoreError
 from predistill.store import Store, StoreWriter
-from predistill.store.contents import contents
-from predistill.store.shown import shown
+from predistill.store.verbs.contents import contents
+from predistill.store.verbs.shown import shown
 from tests.store.made import PERMUTATION, SAMPLED, TRUNCATED, token_hash, truncated_row, write_store
 
 
@@ -75,7 +75,7 @@ def test_no_store_is_an_error(tmp_path: Path) -> None:
 
 
 def test_histogram_bins_hold_what_they_say() -> None:
-    from predistill.store.contents import _histogram
+    from predistill.store.verbs.contents import _histogram
 
     found = _histogram(np.array([0, 1, 2, 3, 4, 5, 100], np.int32))
     assert [(line["from"], line["to"]) for line in found] == [

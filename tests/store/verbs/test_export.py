@@ -12,7 +12,7 @@ import pytest
 
 from predistill.errors import StoreError
 from predistill.store import RowTargets, Store, StoreWriter
-from predistill.store.export import export
+from predistill.store.verbs.export import export
 from tests.store.made import PERMUTATION, SAMPLED, TRUNCATED, sampled_row, token_hash, write_store
 
 ROWS, POSITIONS = 6, 32
@@ -63,7 +63,7 @@ def test_duckdb_reads_back_what_the_store_gives(store: Path, tmp_path: Path) -> 
 def test_datasets_reads_a_folder_of_several_files(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import load_dataset
 
-    monkeypatch.setattr("predistill.store.export.BATCH_POSITIONS", POSITIONS)
+    monkeypatch.setattr("predistill.store.verbs.export.BATCH_POSITIONS", POSITIONS)
     facts = export(store, out=tmp_path / "p", file_bytes=10_000)
     assert facts["files"] == len(list((tmp_path / "p").iterdir())) > 1
     found = load_dataset(

@@ -22,7 +22,8 @@ from predistill.store.record import parse_head
 from predistill.store.seal import PartsRows, seal_store
 from predistill.store.shard import HEADER_BYTES
 from predistill.store.shared import LEASE_SECONDS
-from predistill.store.writer import StoreWriter, lock_path, working_folder
+from predistill.store.working import lock_path, working_folder
+from predistill.store.writer import StoreWriter
 
 __all__ = [
     "BegunWriter",

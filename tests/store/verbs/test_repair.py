@@ -11,8 +11,8 @@ import pytest
 
 from predistill.errors import StoreError
 from predistill.store import Store, StoreWriter, is_complete
-from predistill.store.begun import seal
-from predistill.store.repair import repair
+from predistill.store.verbs.begun import seal
+from predistill.store.verbs.repair import repair
 from tests.store.made import PERMUTATION, SAMPLED, TRUNCATED, all_bytes, token_hash, truncated_row, write_store
 
 ROWS = 12
@@ -43,7 +43,7 @@ def flip(path: Path, place: int) -> None:
 def lines(path: Path, shard: str) -> np.ndarray:
     """The footer of a shard."""
     from predistill.store.place import LocalFile
-    from predistill.store.salvage import footer_of
+    from predistill.store.verbs.salvage import footer_of
 
     footer = footer_of(LocalFile(path / "shards" / shard))
     assert footer is not None

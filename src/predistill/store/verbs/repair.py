@@ -19,17 +19,17 @@ import numpy.typing as npt
 from predistill.errors import StoreError
 from predistill.files import parse_sealed_json, sealed_json
 from predistill.store import layout
-from predistill.store.begun import finish_store, reached
 from predistill.store.calibration import CALIBRATION
-from predistill.store.examined import ExaminedShard, Examiner
 from predistill.store.growing import GrowingShard
 from predistill.store.index import Index
-from predistill.store.known import Known, known_of, mended_permutation
 from predistill.store.layout import ShardStats
 from predistill.store.lock import Lock
 from predistill.store.place import Place
 from predistill.store.shard import parse_shard_name
-from predistill.store.writer import lock_path, working_folder
+from predistill.store.verbs.begun import finish_store, reached
+from predistill.store.verbs.examined import ExaminedShard, Examiner
+from predistill.store.verbs.known import Known, known_of, mended_permutation
+from predistill.store.working import lock_path, working_folder
 
 __all__ = ["in_words", "repair"]
 

@@ -9,7 +9,7 @@ import pytest
 from predistill.errors import StoreError
 from predistill.files import sealed_json
 from predistill.store import Store, StoreWriter
-from predistill.store.begun import seal
+from predistill.store.verbs.begun import seal
 from tests.store.made import PERMUTATION, TRUNCATED, all_bytes, token_hash, truncated_row, write_store
 
 
