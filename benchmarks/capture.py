@@ -51,7 +51,7 @@ def main() -> None:
         cases = {"embedded teacher, V 2,048": measured(teacher_path(), corpus, folder / "nano-store", rounds=5)}
         if gguf is not None:
             corpus = smollm2_corpus(folder / "smollm2", text_bytes=10_000)
-            cases["SmolLM2 135M, V 49,152"] = measured(gguf, corpus, folder / "smollm2-store", rounds=2)
+            cases["SmolLM2 135M, V 49,152"] = measured(gguf, corpus, folder / "smollm2-store", rounds=4)
             corpus = smollm2_corpus(folder / "smollm2-two", text_bytes=70_000)
             cases["SmolLM2 135M, V 49,152"]["two_workers"] = two_workers(gguf, corpus, folder / "two-store", rounds=3)
     note = {} if gguf is not None else {"note": "SmolLM2 135M left out: $PREDISTILL_GGUF names no file."}
