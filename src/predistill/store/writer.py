@@ -7,9 +7,9 @@ has the bytes of one that was never interrupted. How several writers share the r
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -24,15 +24,14 @@ from predistill.store import layout
 from predistill.store.grids import grids_from_manifest
 from predistill.store.growing import GrowingShard
 from predistill.store.layout import ShardStats
-from predistill.store.lock import Lock
-from predistill.store.place import LocalPlace, open_place
+from predistill.store.place import open_place
 from predistill.store.record import Record, parse_head
 from predistill.store.resumed import closed_shards
 from predistill.store.rows import RowTargets
 from predistill.store.seal import PartsRows, seal_store
 from predistill.store.shard import shard_name
 from predistill.store.streams import STREAM_NAMES, encode_row
-from predistill.store.working import explained, lock_path, working_folder
+from predistill.store.working import check_facts, explained, take_part, working_folder
 
 __all__ = ["StoreComplete", "StoreWriter"]
 
@@ -82,8 +81,9 @@ class StoreWriter:
         self.folder = working_folder(self.place, self._store_id)
         with self._writing("the store"):
             self._check_incomplete()
-            self._check_facts()
-            self.writer, self._lock = self._locked(writer)
+            check_facts(self.place, self._store_id, {**self._facts, "permutation": self._permutation})
+            blank = partial(self._part, finished=False)
+            self.writer, self._lock = take_part(self.place, self.folder, writer, blank=blank)
         try:
             with self._writing("the store"):
                 self._check_incomplete()  # another process may have sealed it just now
@@ -285,47 +285,9 @@ class StoreWriter:
 
     # ---- going on with what is there
 
-    def _locked(self, writer: int | None) -> tuple[int, Lock]:
-        """The number of our part, and its lock."""
-        if writer is not None:
-            if (lock := Lock.take(lock_path(self.folder, writer))) is None:
-                raise StoreError(f"{self.path}: another process is writing this store. Wait for it, or stop it.")
-            return writer, lock
-        for number in count():
-            path = lock_path(self.folder, number)
-            ours = path.exists()  # behind a URL, where the locks of other machines are not seen
-            if (lock := Lock.take(path)) is None:
-                continue
-            try:
-                if self._is_ours(number, seen_here=ours):
-                    return number, lock
-            except BaseException:
-                lock.release()
-                raise
-            lock.release(remove=True)
-        raise AssertionError("count() does not end")
-
-    def _is_ours(self, number: int, *, seen_here: bool) -> bool:
-        """Whether a part is nobody's yet, or one to go on with."""
-        name = layout.part_name(number)
-        if not self.place.exists(name):
-            return self.place.create(name, self._part(number, finished=False))
-        here = seen_here or isinstance(self.place, LocalPlace)
-        return here and not layout.read_json(self.place, name)["finished"]
-
     def _check_incomplete(self) -> None:
         if layout.is_complete(self.place):
             raise StoreComplete(f"{self.path}: this store is complete. Write to another directory, or overwrite it.")
-
-    def _check_facts(self) -> None:
-        for part in layout.read_parts(self.place):
-            if part["store_id"] != self._store_id.hex():
-                theirs = {**part["facts"], "permutation": part["permutation"]}
-                difference = _difference(theirs, {**self._facts, "permutation": self._permutation})
-                raise StoreError(
-                    f"{self.path}: it was begun with {difference}. "
-                    "Give the same settings to go on, or another directory."
-                )
 
     def _resume(self) -> None:
         part = layout.part_name(self.writer)
@@ -359,14 +321,3 @@ class StoreWriter:
             if not self.place.exists(f"shards/{name}"):
                 return
             self.place.remove(f"shards/{name}")
-
-
-def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The first setting that differs, as `truncation.p = 0.95, now 0.9`."""
-    for key in sorted(theirs.keys() | ours.keys()):
-        was, now = theirs.get(key), ours.get(key)
-        if isinstance(was, dict) and isinstance(now, dict) and was != now:
-            return f"{key}.{_difference(was, now)}"
-        if was != now:
-            return f"{key} = {json.dumps(was)}, now {json.dumps(now)}"
-    return "another format version"
