@@ -151,9 +151,7 @@ class Recipe(_Strict):
     batch_tokens: Count
     micro_batch_rows: int = Field(default=16, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
-    readers: Annotated[int, Field(ge=0)] | None = (
-        None  # processes that read the store ahead; None: one if it has a core
-    )
+    readers: Annotated[int, Field(ge=0)] | None = None  # processes that read ahead; None: one, if a core is free
     log_targets: LogTargets | None = None
     evaluate_every: Cadence = 0.05
     checkpoint_every: Cadence = 0.1

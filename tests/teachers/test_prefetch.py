@@ -19,7 +19,7 @@ import torch
 from predistill.errors import StoreError
 from predistill.objective import SparseTargets, TopPK
 from predistill.store import Store
-from predistill.teachers.prefetch import AHEAD, Part, Prefetcher, Request, Source
+from predistill.teachers.prefetch import AHEAD, Part, Prefetcher, Request, Source, default_workers
 from predistill.teachers.stored import StoredTeacher
 
 CPU = torch.device("cpu")
@@ -200,3 +200,11 @@ def test_a_rows_targets_do_not_depend_on_its_neighbours(store: Path, two: Prefet
     together, alone = targets([9, 2, 70]), targets([2])
     width = alone.columns_NK.shape[1]
     assert torch.equal(together.columns_NK[64:128, :width], alone.columns_NK)
+
+
+@pytest.mark.parametrize(("cores", "busy", "readers"), [(1, 1, 0), (2, 1, 1), (2, 2, 0), (16, 1, 1), (16, 16, 0)])
+def test_a_reader_is_started_only_where_a_core_is_free(
+    cores: int, busy: int, readers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert default_workers(busy) == readers

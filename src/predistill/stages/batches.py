@@ -48,7 +48,8 @@ class Batches:
         self.stall_seconds = 0.0
         self._teachers = teachers_of(recipe, inputs, device)
         stored = [teacher if isinstance(teacher, StoredTeacher) else None for teacher in self._teachers]
-        workers = default_workers() if recipe.readers is None else recipe.readers
+        computing = torch.get_num_threads() if device.type == "cpu" else 1
+        workers = default_workers(computing) if recipe.readers is None else recipe.readers
         self._ahead = Prefetcher(
             [
                 Source(str(corpus.path), *(() if teacher is None else (teacher.path, teacher.reading)))
