@@ -1,4 +1,4 @@
-"""Two ways of one thing measured in turns, and the corpora that step.py and capture.py need. Not a benchmark itself."""
+"""Ways of one thing measured in turns, and the corpora that step.py and capture.py need. Not a benchmark itself."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import zstandard
 
 from predistill.assets import sample_path, tokenizer_path
 from predistill.corpus import Corpus
-from predistill.corpus.text import Documents
+from predistill.corpus.text import texts
 from predistill.stages.prepare import prepare
 
 REPOSITORY = Path(__file__).parents[1]
@@ -21,31 +22,57 @@ DATA = Path(os.environ.get("PREDISTILL_DATA", REPOSITORY.parent / "shared" / "da
 ROW_LEN = 256
 DOCUMENT_BYTES = 12_000  # of the beginning of each document: a few rows come from many documents
 
+Work = Callable[[int], object]
 
-def paired(plain: Callable[[int], object], ours: Callable[[int], object], *, rounds: int) -> dict[str, float]:
+
+class Cost(NamedTuple):
+    """CPU seconds, of the process and of those that work for it; seconds."""
+
+    cpu: float
+    wall: float
+
+
+def paired(plain: Work, ours: Work, *, rounds: int) -> dict[str, float]:
     """Run both once a round, in the order AB, BA, AB ..., after one uncounted round; medians over the rounds."""
-    plain(0), ours(0)
-    cpu, wall = [], []
-    for number in range(1, rounds + 1):
-        took = {work: seconds_of(work, number) for work in ((plain, ours) if number % 2 else (ours, plain))}
-        cpu.append((took[plain][0], took[ours][0]))
-        wall.append((took[plain][1], took[ours][1]))
+    costs = in_turns({"plain": plain, "ours": ours}, rounds=rounds)
     return {
         "rounds": rounds,
-        "cpu_ratio": round(statistics.median(b / a for a, b in cpu), 3),
-        "wall_ratio": round(statistics.median(b / a for a, b in wall), 3),
-        "plain_cpu_seconds": round(statistics.median(a for a, _ in cpu), 4),
-        "plain_seconds": round(statistics.median(a for a, _ in wall), 4),
-        "cpu_seconds": round(statistics.median(b for _, b in cpu), 4),
-        "seconds": round(statistics.median(b for _, b in wall), 4),
+        **ratios(costs["ours"], costs["plain"]),
+        "plain_cpu_seconds": round(statistics.median(cost.cpu for cost in costs["plain"]), 4),
+        "plain_seconds": round(statistics.median(cost.wall for cost in costs["plain"]), 4),
+        "cpu_seconds": round(statistics.median(cost.cpu for cost in costs["ours"]), 4),
+        "seconds": round(statistics.median(cost.wall for cost in costs["ours"]), 4),
     }
 
 
-def seconds_of(work: Callable[[int], object], number: int) -> tuple[float, float]:
-    """(CPU seconds of this process, seconds) of work(number)."""
-    cpu, wall = time.process_time(), time.perf_counter()
+def in_turns(works: Mapping[str, Work], *, rounds: int) -> dict[str, list[Cost]]:
+    """What each costs in each round, after one uncounted round; the one that begins moves on."""
+    names = list(works)
+    costs: dict[str, list[Cost]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            cost = cost_of(works[name], number)
+            if number:
+                costs[name].append(cost)
+    return costs
+
+
+def cost_of(work: Work, number: int) -> Cost:
+    """Of work(number). A work that others work for has a clock of its own, `cpu_seconds`."""
+    clock = getattr(work, "cpu_seconds", time.process_time)
+    cpu, wall = clock(), time.perf_counter()
     work(number)
-    return time.process_time() - cpu, time.perf_counter() - wall
+    return Cost(clock() - cpu, time.perf_counter() - wall)
+
+
+def ratios(ours: Sequence[Cost], plain: Sequence[Cost]) -> dict[str, float]:
+    """Medians over the rounds of ours / plain."""
+    both = list(zip(ours, plain, strict=True))
+    return {
+        "cpu_ratio": round(statistics.median(a.cpu / b.cpu for a, b in both), 3),
+        "wall_ratio": round(statistics.median(a.wall / b.wall for a, b in both), 3),
+    }
 
 
 def nano_corpus(folder: Path, *, text_bytes: int) -> Corpus:
@@ -71,7 +98,7 @@ def gguf_teacher() -> Path | None:
 def _corpus(folder: Path, source: Path, *, tokenizer: Path, text_bytes: int) -> Corpus:
     part = folder.with_suffix(".jsonl")
     with part.open("w", encoding="utf-8") as file:
-        for text in _beginnings(Documents([source]), text_bytes):
+        for text in _beginnings(texts([source]), text_bytes):
             file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
     prepare([part], out=folder, tokenizer=tokenizer, row_len=ROW_LEN, held_out=0.0)
     return Corpus(folder)

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 from record import write_record
 
-from predistill.corpus.text import Documents
+from predistill.corpus.text import texts
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("PREDISTILL_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -40,8 +40,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         small, large = folder / "small.jsonl", folder / "large.jsonl"
-        small_bytes = write_jsonl(small, islice(Documents(SOURCES), 0, None, 10))
-        large_bytes = write_jsonl(large, Documents(SOURCES))
+        small_bytes = write_jsonl(small, islice(texts(SOURCES), 0, None, 10))
+        large_bytes = write_jsonl(large, texts(SOURCES))
         training = watched(large, large_bytes, folder / "trained", train_tokenizer=VOCAB_SIZE)
         tokenizer = str(folder / "trained")
         runs = {

@@ -26,7 +26,7 @@ import zstandard
 from paired import DATA, gguf_teacher
 
 from predistill.corpus import Corpus
-from predistill.corpus.text import Documents
+from predistill.corpus.text import texts
 from predistill.memory import keep_freed_memory
 from predistill.objective import Sampled, TopK
 from predistill.stages.prepare import prepare
@@ -93,7 +93,7 @@ def _corpus(work: Path, name: str) -> Path:
     with source.open("w", encoding="utf-8") as file:
         for corpus, budget in text.characters.items():
             used = 0
-            for number, document in enumerate(Documents([DATA / "corpora" / f"{corpus}.jsonl.zst"])):
+            for number, document in enumerate(texts([DATA / "corpora" / f"{corpus}.jsonl.zst"])):
                 if number % text.every == 0 and used <= budget:
                     part = document.decode()[:DOCUMENT_CHARACTERS]
                     used += len(part)

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from transformers import PreTrainedModel
+
 from predistill.runs import Run
+from predistill.training.student import Student
+from predistill.world import World
 
 DOCUMENTS, LETTERS, ROW_LEN = 60, 900, 64
 STEPS, BATCH_ROWS = 40, 8
+ALONE = World(0, 1, torch.device("cpu"))
 CLOCK = ("seconds", "tokens_per_s", "stall_s")  # all else in a metrics line is a function of the recipe
 
 
@@ -32,6 +38,12 @@ def recipe_content(corpus: Path, store: Path | str | None = None, /, **changes: 
         "evaluate_every": 15,
         "checkpoint_every": 7,
     } | changes
+
+
+def in_training(model: PreTrainedModel, *, end_id: int | None = None) -> Student:
+    """A model as the step takes it, in float32."""
+    plain = torch.autocast("cpu", torch.bfloat16, enabled=False)
+    return Student(model, end_id=end_id, autocast=plain)
 
 
 def timeless(run: Run) -> list[dict[str, Any]]:

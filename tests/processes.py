@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = [sys.executable, "-c", "from predistill.cli import main; main()"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 PATIENCE_SECONDS = 120.0
 POLL_SECONDS = 0.002
 
@@ -34,6 +35,18 @@ def predistill(*argv: str | Path) -> subprocess.CompletedProcess[str]:
         timeout=PATIENCE_SECONDS,
         check=False,
         env=environment,
+    )
+
+
+def torchrun(processes: int, *argv: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc-per-node PROCESSES ARGV` until it ends, on a port that is free."""
+    return subprocess.run(
+        [*TORCHRUN, "--nproc-per-node", str(processes), *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_our_own_bug_is_not_dressed_up(call: Callable[..., Ended], monkeypatch: 
 
 def test_every_verb_has_json(call: Callable[..., Ended]) -> None:
     verbs = {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
-    assert verbs == {"quickstart", "prepare", "capture", "train", "evaluate", "generate", "report", "runs"}
+    assert verbs == {"quickstart", "prepare", "capture", "train", "evaluate", "generate", "report", "runs", "doctor"}
     for verb in [*verbs, *(f"store {command.name}" for command in store_app.registered_commands)]:
         assert "--json" in call(*verb.split(), "--help").out, verb
 
@@ -152,6 +153,22 @@ def test_train_in_json_and_in_words(call: Callable[..., Ended], corpus: Path, tm
     assert Run(out).recipe["tokens"] == 2048
 
 
+def test_a_run_that_is_tracked_shows_its_metrics_and_one_that_cannot_be_does_not_begin(
+    call: Callable[..., Ended], corpus: Path, tmp_path: Path
+) -> None:
+    recipe, out = written(tmp_path, recipe_content(corpus, tokens=1024)), tmp_path / "run"
+    refused = call("train", recipe, "--out", out, "--track", "tensorbord", "--json")
+    assert (refused.code, refused.out) == (2, "")
+    assert 'did you mean "tensorboard"?' in refused.words
+    assert not out.exists()
+    ended = call("train", recipe, "--out", out, "--track", "tensorboard", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out)["run"] == str(out)
+    (events,) = (out / "tensorboard").iterdir()
+    steps = [line for line in Run(out).metrics() if line["kind"] == "step"]
+    assert events.read_bytes().count(b"train/loss") == len(steps) > 0
+
+
 def test_the_default_run_directory_is_named_by_the_recipe(
     call: Callable[..., Ended], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,14 +190,31 @@ def test_a_dry_run_tells_the_sizes_and_writes_nothing(
         assert facts["parameters"] == PRESETS["nano-xs"].parameters(Corpus(corpus).vocab_size)
         assert facts["steps"] == STEPS
         assert facts["flops"] > 0
-        assert facts["memory_bytes"]["optimizer"] == 8 * facts["parameters"]
+        assert facts["memory_optimizer_bytes"] == 8 * facts["parameters"]
+        assert facts["memory_bytes"] == sum(facts[name] for name in facts if re.fullmatch("memory_.+_bytes", name))
+        assert all(not isinstance(value, dict | list) for name, value in facts.items() if name != "recipe")
         assert facts["store_bytes"] == Store(store).totals["bytes"]
         assert facts["recipe"]["student"]["preset"] == "nano-xs"
         words = call("train", recipe, "--dry-run", *flags).out
-        for name in ("parameters", "flops", "memory bytes weights", "store bytes", f"{facts['parameters']:,}"):
+        for name in ("parameters", "flops", "memory bytes", "store bytes", f"{facts['parameters']:,}"):
             assert name in words
     assert [files_below(place) for place in places] == before
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_dry_run_is_on_as_many_accelerators_of_that_kind_as_asked(
+    call: Callable[..., Ended], corpus: Path, tmp_path: Path
+) -> None:
+    recipe = written(tmp_path, recipe_content(corpus))
+    flags = ("--ranks", "2", "--accelerator", "A100", "--mfu", "0.5")
+    facts = json.loads(call("train", recipe, "--dry-run", "--json", *flags).out)
+    assert facts["memory_optimizer_bytes"] == 4 * facts["parameters"]
+    assert facts["days_2"] == pytest.approx(facts["flops"] / (2 * 0.5 * 312e12 * 86_400))
+    assert facts["rank_tokens_per_s"] == pytest.approx(0.5 * 312e12 * facts["tokens"] / facts["flops"])
+    assert "A100, 50% of 312 TFLOP/s" in call("train", recipe, "--dry-run", *flags).out
+    ended = call("train", recipe, "--dry-run", "--accelerator", "abacus")
+    assert ended.code == 2
+    assert ended.words.startswith('--accelerator is "abacus". One of h100 pcie')
 
 
 def test_a_dry_run_refuses_what_a_run_would(call: Callable[..., Ended], corpus: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from predistill.errors import RecipeError
 from predistill.objective import KLD, NLL, WSD, Constant, Full, Ghost, Renormalise, Sampled, Static, TopPK
-from predistill.recipe import LiveTeaching, LogTargets, read_recipe
+from predistill.recipe import Expected, LiveTeaching, LogTargets, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 LR = {"kind": "constant", "value": 0.001}
@@ -224,10 +224,21 @@ def test_what_does_not_go_together_is_refused_with_the_file_the_reason_and_the_n
     assert read_recipe(LM | changes).teacher.kind == "none"  # nobody asks a teacher: the parts are not used
 
 
-def test_a_taught_corpus_without_a_store_is_refused() -> None:
-    sentence = refusal(PD | {"corpus": [{"path": "c", "store": "s"}, {"path": "d"}]})
-    assert "corpus d names no store" in sentence
+def test_of_a_taught_mixture_one_corpus_has_a_store_at_least() -> None:
+    assert read_recipe(PD | {"corpus": [{"path": "c", "store": "s"}, {"path": "d"}]}).corpus[1].store is None
+    sentence = refusal(PD | {"corpus": [{"path": "c"}, {"path": "d"}]})
+    assert "corpus c, d names no store" in sentence
     assert "predistill capture" in sentence
+
+
+def test_what_a_corpus_is_expected_to_be_is_whole_and_known() -> None:
+    expects = {"vocab_size": 100, "row_len": 8, "tokens": "1M"}
+    (entry,) = read_recipe(LM | {"corpus": [{"path": "c", "expects": expects}]}).corpus
+    assert entry.expects == Expected(vocab_size=100, row_len=8, tokens=1_000_000)
+    assert refusal(LM | {"corpus": [{"path": "c", "expects": {"tokens": 1}}]}).endswith("vocab_size is missing.")
+    sentence = refusal(LM | {"corpus": [{"path": "c", "expects": expects | {"words": 1}}]})
+    assert "corpus.0.expects.words is not a known key" in sentence
+    assert "teacher_parameters" in sentence
 
 
 def test_overrides_reach_every_depth() -> None:

@@ -88,6 +88,18 @@ def test_lines_are_visible_at_once_and_a_torn_last_one_is_left_out(tmp_path: Pat
     assert [entry["step"] for entry in run.metrics()] == [1, 2]
 
 
+def test_findings_are_read_in_order_and_a_torn_one_is_left_out_wherever_it_stands(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    assert run.findings == []
+    lines = [{"kind": "spike", "step": step, "sentence": "尖峰"} for step in (3, 9)]
+    first, second = (json.dumps(line, ensure_ascii=False).encode() for line in lines)
+    for cut in range(1, len(second)):
+        (run.path / "findings.jsonl").write_bytes(first + b"\n" + second[:cut])
+        assert run.findings == lines[:1]
+        (run.path / "findings.jsonl").write_bytes(first + b"\n" + second[:cut] + b"\n" + second + b"\n")
+        assert run.findings == lines
+
+
 def test_resuming_cuts_the_lines_after_the_step_and_appends(tmp_path: Path) -> None:
     run = made(tmp_path)
     metrics = Metrics(run, resume_step=0)

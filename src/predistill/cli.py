@@ -1,4 +1,5 @@
-"""The command line: one Typer command a verb. Heavy imports stand inside, so that --help answers at once."""
+"""The command line: one Typer command a verb; those about runs are in cli_run.py, those of `store` in cli_store.py.
+Heavy imports stand inside, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 
 from predistill import __version__
+from predistill.cli_run import Json, Overwrite, doctor, evaluate, generate, report, runs, train
 from predistill.cli_store import store_app
 from predistill.errors import PredistillError, RecipeError, Stopped
 from predistill.memory import keep_freed_memory
@@ -31,9 +33,7 @@ app.add_typer(store_app, name="store")
 SELECT_READS = ("sources", "out", "select", "by", "reference", "seed", "overwrite", "as_json")
 TYPER_INTERRUPTED = 130  # the exit code that Typer makes of KeyboardInterrupt
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -43,7 +43,6 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-@app.command()
 def quickstart(
     out: Out = Path("quickstart"),
     text: Annotated[
@@ -62,7 +61,6 @@ def quickstart(
     show(result, as_json, result["words"])
 
 
-@app.command()
 def prepare(
     context: typer.Context,
     sources: Annotated[
@@ -79,6 +77,13 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Seed of the documents' order, or of a random --select.")] = 0,
     text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
     document_mask: Annotated[bool, typer.Option("--document-mask", help="Attention stays within a document.")] = False,
+    instruct: Annotated[
+        bool,
+        typer.Option("--instruct", help="Conversations (messages, or question and solution): responses are counted."),
+    ] = False,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="Jinja2 file to write them with; default: the tokenizer's, or a plain one.")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad documents out, and count them.")] = False,
     processes: Annotated[int | None, typer.Option(help="Worker processes; default: one a core.")] = None,
     select: Annotated[
@@ -89,7 +94,7 @@ def prepare(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Text to corpus rows: tokenised, packed, split, in a fixed random order."""
+    """Text or conversations to corpus rows: tokenised, packed, split, in a fixed random order."""
     from predistill.stages.prepare import prepare as run
 
     if select is not None or by is not None or reference is not None:
@@ -121,6 +126,8 @@ def prepare(
             text_field=text_field,
             skip_bad=skip_bad,
             document_mask=document_mask,
+            instruct=instruct,
+            chat_template=chat_template,
             processes=processes,
             overwrite=overwrite,
             on_progress=advance,
@@ -128,7 +135,6 @@ def prepare(
     show(summary, as_json, _corpus_words(summary))
 
 
-@app.command()
 def capture(
     teacher: Annotated[Path, typer.Option(help="Hugging Face directory, .gguf file, or a finished run.")],
     corpus: Annotated[Path, typer.Option(help="Corpus made by `predistill prepare` with the teacher's tokenizer.")],
@@ -180,98 +186,8 @@ def capture(
     show(facts, as_json, table(facts))
 
 
-@app.command()
-def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/nano/pd.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/NAME.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and stop.")] = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """A student from a recipe. Run it again after a stop: it goes on where it was."""
-    from predistill.recipe import read_recipe
-    from predistill.runs import remove_run
-    from predistill.stages.inputs import open_inputs
-    from predistill.stages.train import train as run
-
-    chosen = read_recipe(recipe, overrides or [])
-    out = out or Path("runs") / chosen.name
-    if dry_run:
-        sizes = open_inputs(chosen).sizes(chosen)
-        show({"recipe": chosen.resolved(), **sizes}, as_json, table(sizes))
-        return
-    if overwrite:
-        remove_run(out)
-    with progress("train", unit="steps", quiet=as_json) as advance:
-
-        def on_record(record: Any) -> None:
-            if record["kind"] == "step":
-                note = f"loss {record['loss']:.3f}  lr {record['lr']:.1e}  {record['tokens_per_s']:,.0f} tokens/s"
-                advance(record["step"], chosen.steps, note)
-
-        finished = run(chosen, out=out, on_record=on_record)
-    facts = {"run": str(finished.path), **(finished.done or {})}
-    show(facts, as_json, table(facts))
-
-
-@app.command()
-def evaluate(
-    run_or_model: Annotated[Path, typer.Argument(help="A finished run, or a model directory.")],
-    tasks: Annotated[str, typer.Option(help="heldout.")] = "heldout",
-    corpus: Annotated[Path | None, typer.Option(help="Corpus whose held-out rows to use; default: the run's.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="Teacher to compare with, over its whole vocabulary.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Held-out loss, bits a byte, calibration, distance to the teacher."""
-    from predistill.stages.evaluate import evaluate as run
-
-    with progress("evaluate", unit="rows", quiet=as_json) as advance:
-        record = run(run_or_model, tasks=tasks, corpus=corpus, teacher=teacher, limit=limit, on_progress=advance)
-    heldout = dict(record["heldout"])
-    show(record, as_json, table(heldout | {f"teacher_{k}": v for k, v in (heldout.pop("teacher") or {}).items()}))
-
-
-@app.command()
-def generate(
-    run_or_model: Annotated[Path, typer.Argument(help="A finished run, or a model directory.")],
-    prompt: Annotated[str, typer.Argument(help="Text to go on from; empty: a new document.")] = "",
-    tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0: the likeliest word each time.")] = 0.8,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """See the student write."""
-    from predistill.stages.generate import generate as run
-
-    text = run(run_or_model, prompt, tokens=tokens, temperature=temperature, seed=seed)
-    show({"prompt": prompt, "text": text}, as_json, prompt + text)
-
-
-@app.command()
-def report(
-    paths: Annotated[list[Path], typer.Argument(help="Runs, or directories of runs.")],
-    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first path.")] = None,
-    as_json: Json = False,
-) -> None:
-    """One self-contained page about runs: curves, table, store, samples."""
-    from predistill.stages.report import report as run
-
-    page = run(paths, out=out)
-    show({"page": str(page)}, as_json, f"{page}")
-
-
-@app.command()
-def runs(
-    path: Annotated[Path, typer.Argument(help="Directory to look in.")] = Path("runs"), as_json: Json = False
-) -> None:
-    """The runs below a directory, and how far each is."""
-    from predistill.runs import find_runs
-
-    found = [_run_line(run) for run in find_runs(path)]
-    lines = [f"{line['run']}  {line['step']:,} of {line['steps']:,} steps  {line['state']}" for line in found]
-    show({"runs": found}, as_json, "\n".join(lines) or f"{path}: no runs here. `predistill train` makes one.")
+for verb in (quickstart, prepare, capture, train, evaluate, generate, report, runs, doctor):
+    app.command()(verb)
 
 
 def main() -> None:
@@ -287,11 +203,20 @@ def main() -> None:
         Console(stderr=True).print("Interrupted. What was whole is saved; run the same command again to go on.")
         sys.exit(3)
     except Stopped as stopped:
-        Console(stderr=True, soft_wrap=True).print(str(stopped), markup=False, highlight=False)
+        _say(str(stopped), of_all=True)
         sys.exit(3)
     except PredistillError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        distributed = sys.modules.get("torch.distributed")
+        _say(str(error), of_all=distributed is None or not distributed.is_initialized())
         sys.exit(2)
+
+
+def _say(words: str, *, of_all: bool) -> None:
+    """One sentence on stderr; of what all of torchrun's processes met alike, the first one speaks."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or not of_all:
+        words = words if rank == "0" else f"Process {rank}: {words}"
+        Console(stderr=True, soft_wrap=True).print(words, markup=False, highlight=False)
 
 
 def _selecting(context: typer.Context) -> tuple[float, Path]:
@@ -317,10 +242,3 @@ def _corpus_words(summary: dict[str, Any]) -> str:
             f"{name:<9} {split['rows']:>9,} rows  {split['documents']:>9,} documents  {split['bytes']:>13,} bytes"
         )
     return "\n".join([*lines, *summary["notes"]])
-
-
-def _run_line(run: Any) -> dict[str, Any]:
-    metrics, environment = run.metrics(), run.environment
-    step = metrics[-1]["step"] if metrics else 0
-    state = "done" if run.done else "not finished"
-    return {"run": str(run.path), "step": step, "steps": environment.get("steps", 0), "state": state}

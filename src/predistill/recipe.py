@@ -36,9 +36,12 @@ from predistill.objective import (
     check_combination,
 )
 from predistill.settings import load_settings, overridden, sentence
+from predistill.training.watch import WatchChoice
 
 __all__ = [
+    "FREE",
     "CorpusEntry",
+    "Expected",
     "LiveTeaching",
     "LogTargets",
     "NoTeacher",
@@ -70,12 +73,27 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Expected(_Strict):
+    """What a corpus has to be: its vocabulary and row length exactly, and at least so many training tokens.
+
+    A corpus that is there is checked. Where there is none yet, `--dry-run` reckons with these figures, and with a store
+    estimated from them. `teacher_parameters`: of the store's teacher, for what its capture costs; no store tells it.
+    """
+
+    vocab_size: Count
+    row_len: Count
+    tokens: Count
+    teacher_parameters: Count | None = None
+
+
 class CorpusEntry(_Strict):
-    """A corpus of the mixture, and the store of the teacher's distributions over its training rows."""
+    """A corpus of the mixture, and the store of the teacher's distributions over its training rows. One without a store
+    teaches by its text alone."""
 
     path: str
     weight: float = Field(default=1.0, gt=0)
     store: str | None = None
+    expects: Expected | None = None
 
 
 class StudentChoice(_Strict):
@@ -131,6 +149,13 @@ class OptimizerChoice(_Strict):
     clip: float | None = Field(default=1.0, gt=0)
 
 
+# Keys that may change while a run goes on: they decide how it is run and watched, not what is learned.
+FREE = (
+    "compile", "activation_checkpointing", "shard", "readers", "heldout", "evaluate_every", "checkpoint_every", "keep",
+    "keep_every", "watch",
+)  # fmt: skip
+
+
 class Recipe(_Strict):
     """Everything that a run is made from; see docs/design.md section 6."""
 
@@ -151,11 +176,17 @@ class Recipe(_Strict):
     batch_tokens: Count
     micro_batch_rows: int = Field(default=16, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False  # torch.compile, block by block
+    activation_checkpointing: bool = False  # blocks are run again in the backward pass instead of remembered
+    shard: Count | None = None  # ranks that hold one copy of the student between them; None: all
     readers: Annotated[int, Field(ge=0)] | None = None  # processes that read ahead; None: one, if a core is free
     log_targets: LogTargets | None = None
+    heldout: tuple[str, ...] | None = None  # corpora whose held-out rows are measured; None: the first of `corpus`
     evaluate_every: Cadence = 0.05
     checkpoint_every: Cadence = 0.1
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1)  # newest checkpoints that are kept ...
+    keep_every: Cadence = None  # ... beside those of every so many steps
+    watch: WatchChoice = WatchChoice()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -172,12 +203,11 @@ class Recipe(_Strict):
                     f"shows it as {self.temperature.mean} for any store of this teacher)."
                 )
             return self
-        for entry in self.corpus:
-            if entry.store is None:
-                raise RecipeError(
-                    f"teacher.kind is stored, and corpus {entry.path} names no store. "
-                    "Capture one with `predistill capture`, and name it as corpus[].store."
-                )
+        if all(entry.store is None for entry in self.corpus):
+            raise RecipeError(
+                f"teacher.kind is stored, and corpus {', '.join(entry.path for entry in self.corpus)} names no store. "
+                "Capture one with `predistill capture`, and name it as corpus[].store."
+            )
         return self
 
     def _check_log(self, log: LogTargets) -> None:

@@ -3,6 +3,7 @@
 recipe.yaml        the resolved recipe
 environment.json   command, versions, machine, fingerprints of the inputs, derived sizes
 metrics.jsonl      one JSON object a line: kind "step" or "heldout"
+findings.jsonl     what the watch found wrong, one JSON object a line
 checkpoints/       step-00000100/: resumable states, newest last
 model/             the exported student
 evaluation.json    what `evaluate` measured
@@ -16,7 +17,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +38,35 @@ class Run:
             raise RunError(f"{self.path}: not a run (no recipe.yaml). Name a directory made by `predistill train`.")
 
     @classmethod
-    def open(cls, path: str | Path, *, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> Run:
-        """Create the run, or go on with it; refuses a run of another recipe or of other inputs."""
-        path = Path(path)
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        recipe: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        free: Collection[str] = (),
+        force: bool = False,
+    ) -> Run:
+        """Create the run, or go on with it; refuses a run of another recipe or of other inputs.
+
+        `free`: keys of a recipe that may have changed since. `force`: go on whatever has changed. What has is taken
+        over, and stands under "changes" in environment.json.
+        """
+        path, changes = Path(path), []
         if (path / "recipe.yaml").exists():
             run = cls(path)
-            _refuse_difference(run, "recipe", run.recipe, recipe)
+            changes = [_changed("recipe", run.recipe, recipe)]
             if run._json("environment.json") is not None:
-                _refuse_difference(run, "inputs", run.environment["identity"], environment["identity"])
-        else:
-            if path.exists() and any(path.iterdir()):
-                raise RunError(f"{path}: not empty, and not a run. Name a new directory with --out.")
-            path.mkdir(parents=True, exist_ok=True)
-            write_atomic(
-                path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).encode()
-            )
-            run = cls(path)
-        run.write_json("environment.json", environment)
+                changes.append(_changed("inputs", run.environment["identity"], environment["identity"]))
+            for change in () if force else changes:
+                _refuse(run, change, free)
+            changes = [*run.environment.get("changes", ()), *(change for change in changes if change["from"])]
+        elif path.exists() and any(path.iterdir()):
+            raise RunError(f"{path}: not empty, and not a run. Name a new directory with --out.")
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).encode())
+        run = cls(path)
+        run.write_json("environment.json", {**environment, **({"changes": changes} if changes else {})})
         return run
 
     @property
@@ -100,6 +113,14 @@ class Run:
             return _whole_lines(path.read_bytes()) if path.exists() else []
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise RunError(f"{path}: a line is not JSON ({error}). Restore the file, or train anew.") from None
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What the watch found, in order; a line that a kill has torn is left out, wherever it stands."""
+        path = self.path / "findings.jsonl"
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        found = [_parsed(line) for line in lines]
+        return [finding for finding in found if finding is not None]
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one of the run's JSON files, atomically."""
@@ -166,18 +187,34 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode()
 
 
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        content = json.loads(line)
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def _whole_lines(data: bytes) -> list[dict[str, Any]]:
     whole = data[: data.rfind(b"\n") + 1]
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _refuse_difference(run: Run, what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _changed(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs; a key that is null in one and absent in the other does not."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if not keys:  # a key that is null in one and absent in the other is no difference
+    return {
+        "what": what, "from": {key: old.get(key) for key in keys}, "to": {key: new.get(key) for key in keys}
+    }  # fmt: skip
+
+
+def _refuse(run: Run, change: Mapping[str, Any], free: Collection[str]) -> None:
+    keys = [key for key in change["from"] if key not in free]
+    if not keys:
         return
     key = keys[0]
     raise RunError(
-        f"{run.path}: this run has other {what}: {key} was {old.get(key)}, now {new.get(key)}"
+        f"{run.path}: this run has other {change['what']}: {key} was {change['from'][key]}, now {change['to'][key]}"
         f"{f' (and {len(keys) - 1} more)' if len(keys) > 1 else ''}. "
-        "Name another --out, or start anew with --overwrite."
+        "Name another --out, start anew with --overwrite, or go on all the same with --force-resume."
     )

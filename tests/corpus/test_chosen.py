@@ -16,6 +16,7 @@ from predistill.corpus.chosen import copy_chosen, document_hashes, document_stop
 from predistill.corpus.tokenizer import load_tokenizer
 from predistill.errors import CorpusError
 from predistill.stages.prepare import prepare
+from tests.made import files_below
 
 WORDS = ["the", "cat", "sat", "on", "mat", "then", "another", "looked", "garden", "春眠不觉晓", "处处闻啼鸟", "，"]
 
@@ -108,6 +109,49 @@ def test_all_documents_are_the_corpus_again(corpus: Corpus, tmp_path: Path) -> N
     assert (new.path / "train.bin").read_bytes() == (corpus.path / "train.bin").read_bytes()
     assert new.fingerprint == corpus.fingerprint
     assert abs(new.split_stats["bytes"] - corpus.split_stats["bytes"]) <= 4  # the cut may go through a character
+
+
+@pytest.fixture(scope="module")
+def instruct(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Conversations of two turns in rows of 16 tokens, in a template that writes the end token within them."""
+    folder = tmp_path_factory.mktemp("instruct")
+    draw = random.Random(0)
+    talks = [
+        [
+            {"role": role, "content": f"{number} {' '.join(draw.choices(WORDS, k=draw.randrange(1, 9)))}"}
+            for role in ("user", "assistant", "user", "assistant")
+        ]
+        for number in range(80)
+    ]
+    (folder / "t.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    (folder / "t.jinja").write_text("{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}")
+    settings: dict[str, Any] = {"row_len": 16, "held_out": 0.1, "processes": 1, "instruct": True}
+    prepare(folder / "t.jsonl", out=folder / "c", train_tokenizer=300, chat_template=folder / "t.jinja", **settings)
+    return Corpus(folder / "c")
+
+
+def labels_of(corpus: Corpus) -> list[tuple[int, bool]]:
+    """Each label, and whether it is counted."""
+    ids, counted = corpus.rows(range(len(corpus)))
+    assert counted is not None
+    return list(zip(ids[:, 1:].ravel().tolist(), counted.ravel().tolist(), strict=True))
+
+
+def test_the_marks_of_chosen_conversations_are_copied_with_them(instruct: Corpus, tmp_path: Path) -> None:
+    stop_D = document_stops(instruct)
+    labels = labels_of(instruct)
+    documents = [labels[start:stop] for start, stop in zip([0, *stop_D], stop_D, strict=False)]
+    assert all([token for token, _ in document].count(instruct.end_id) == 4 for document in documents[:-1])
+    chosen_D = np.random.default_rng(0).random(len(documents)) < 0.5
+    new = copied(instruct, chosen_D, tmp_path / "new")
+    expected = [label for document, chosen in zip(documents, chosen_D, strict=True) if chosen for label in document]
+    assert labels_of(new) == expected[: len(new) * 16]
+    assert new.split_stats["counted"] == sum(counted for _, counted in labels_of(new)) > 100
+    new.verify()
+    Corpus(new.path, "held_out").verify()
+    assert files_below(new.path).keys() == files_below(instruct.path).keys()
+    again = copied(new, np.ones(len(document_stops(new)), bool), tmp_path / "again")
+    assert again.fingerprint == new.fingerprint
 
 
 def test_documents_that_fill_no_row_are_refused(corpus: Corpus, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from predistill.corpus import Corpus
-from predistill.corpus.reader import FORMAT
+from predistill.corpus.reader import FORMAT, INSTRUCT_FORMAT
 from predistill.errors import CorpusError
 from predistill.files import write_sealed_json
 from predistill.fingerprint import file_sha256
@@ -40,6 +40,22 @@ def made_corpus(folder: Path, **changed: object) -> Path:
     return folder
 
 
+MARKS = np.array([0, *[0, 1, 3, 0, 1, 1] * 3, *[0] * 6], dtype=np.uint8)
+
+
+def made_instruct_corpus(folder: Path, *, marks: np.ndarray = MARKS, **changed: object) -> Path:
+    """The same with marks: two counted labels in a row, the second of which closes a document; none in the last row."""
+    base = Corpus(made_corpus(folder)).manifest
+    marks.tofile(folder / "train.mask.bin")
+    (folder / "held_out.mask.bin").touch()
+    splits = {
+        split: {**stats, "mask_sha256": file_sha256(folder / f"{split}.mask.bin")}
+        for split, stats in base["splits"].items()
+    }
+    write_sealed_json(folder / "manifest.json", {**base, "format": INSTRUCT_FORMAT, "splits": splits, **changed})
+    return folder
+
+
 def test_rows_overlap_by_one_token_so_that_every_token_is_a_label_once(tmp_path: Path) -> None:
     corpus = Corpus(made_corpus(tmp_path / "c"))
     ids, mask = corpus.rows(range(len(corpus)))
@@ -53,6 +69,27 @@ def test_rows_come_in_the_order_asked(tmp_path: Path) -> None:
     corpus = Corpus(made_corpus(tmp_path / "c"))
     assert corpus.rows([2, 0, 2])[0][:, 0].tolist() == [112, 100, 112]
     assert corpus.rows([])[0].shape == (0, 7)
+
+
+def test_a_row_of_conversations_comes_with_the_marks_of_its_labels(tmp_path: Path) -> None:
+    corpus = Corpus(made_instruct_corpus(tmp_path / "c"))
+    ids, counted = corpus.rows([2, 0, 3])
+    assert (corpus.instruct, Corpus(made_corpus(tmp_path / "d")).instruct) == (True, False)
+    assert ids[:, 0].tolist() == [112, 100, 118]
+    assert counted is not None
+    assert counted.dtype == np.bool_
+    assert counted.astype(int).tolist() == [[0, 1, 1, 0, 1, 1], [0, 1, 1, 0, 1, 1], [0] * 6]
+    assert np.flatnonzero(corpus.closes(0, 25)).tolist() == [3, 9, 15]
+    marks = corpus.marks(2, 5)
+    assert marks is not None
+    assert marks.tolist() == [1, 3, 0]
+
+
+def test_a_text_closes_where_its_end_token_stands(tmp_path: Path) -> None:
+    tokenizer = {**Corpus(made_corpus(tmp_path / "a")).manifest["tokenizer"], "end_id": 104}
+    corpus = Corpus(made_corpus(tmp_path / "b", tokenizer=tokenizer))
+    assert np.flatnonzero(corpus.closes(2, 9)).tolist() == [2]
+    assert corpus.marks(2, 9) is None
 
 
 @pytest.mark.parametrize("index", [-1, 4])
@@ -85,10 +122,23 @@ def test_the_fingerprint_changes_with_all_that_decides_a_row_and_with_nothing_el
     assert len(found | same) == len(changes) + 1
 
 
+def test_the_fingerprint_of_a_text_corpus_is_what_it_was_before_there_were_masks(tmp_path: Path) -> None:
+    assert Corpus(made_corpus(tmp_path / "c")).fingerprint == "8522f03c1095d34b"
+
+
+def test_the_fingerprint_of_conversations_changes_with_their_masks(tmp_path: Path) -> None:
+    corpora = [made_corpus(tmp_path / "t")] + [
+        made_instruct_corpus(tmp_path / str(n), marks=marks) for n, marks in enumerate((MARKS, MARKS, 1 - MARKS % 2))
+    ]
+    text, one, twin, other = (Corpus(corpus).fingerprint for corpus in corpora)
+    assert one == twin
+    assert len({text, one, other}) == 3
+
+
 def test_verify_finds_a_flipped_bit_in_any_file(tmp_path: Path) -> None:
-    folder = made_corpus(tmp_path / "c")
+    folder = made_instruct_corpus(tmp_path / "c")
     Corpus(folder).verify()
-    for name in "train.bin", "tokenizer.json":
+    for name in "train.bin", "train.mask.bin", "tokenizer.json":
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
         with pytest.raises(CorpusError, match=rf"{name}: its bytes are not those that were written"):
@@ -106,6 +156,8 @@ def test_what_is_not_a_whole_corpus_is_refused(tmp_path: Path) -> None:
     (folder / "train.bin").unlink()
     with pytest.raises(CorpusError, match=r"train\.bin: is missing"):
         Corpus(folder)
+    with pytest.raises(CorpusError, match=r"train\.mask\.bin: has 24 bytes, the manifest says 25 bytes"):
+        Corpus(made_instruct_corpus(tmp_path / "short", marks=MARKS[1:]))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "row_len": 5}))
     with pytest.raises(CorpusError, match=r"manifest\.json: damaged: its checksum does not match"):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predistill.corpus import rows
+from predistill.corpus.marks import CLOSES, COUNTED, joined
 from predistill.corpus.rows import SplitStats, SplitWriter, id_dtype_of
 
 END = 9
@@ -61,6 +62,32 @@ def test_the_file_is_the_stream_up_to_the_last_whole_row(
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     assert [path.name for path in folder.iterdir()] == ["train.bin"]
+
+
+@given(texts=documents, row_len=st.integers(1, 20), write_bytes=st.integers(0, 30))
+@settings(max_examples=30)
+def test_marks_stay_with_their_tokens(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[list[int]], row_len: int, write_bytes: int
+) -> None:
+    plain, folder = tmp_path_factory.mktemp("rows"), tmp_path_factory.mktemp("rows")
+    stats = written(plain, texts, row_len=row_len)
+    writer = SplitWriter(
+        folder / "train.bin", row_len=row_len, end_id=END, id_dtype=id_dtype_of(10), seed=3, marked=True
+    )
+    for ids in texts:
+        marks = [COUNTED * (token % 2) for token in ids] + [CLOSES]  # odd ids are counted
+        writer.add(bytes(ids), joined(np.array([*ids, END]), np.array(marks, np.uint8)).tobytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "WRITE_BYTES", write_bytes)
+        found = writer.finish(text_bytes=lambda ids: int((ids != END).sum()), on_bytes=lambda _: None)
+    tokens = np.fromfile(folder / "train.bin", "<u2")
+    expected = np.where(tokens == END, CLOSES, COUNTED * (tokens % 2))
+    expected[:1] = 0  # what opens the stream is no label
+    mask = (folder / "train.mask.bin").read_bytes()
+    assert (folder / "train.bin").read_bytes() == (plain / "train.bin").read_bytes()
+    assert mask == expected.astype(np.uint8).tobytes()
+    marked = {"counted": int((expected == COUNTED).sum()), "mask_sha256": hashlib.sha256(mask).hexdigest()}
+    assert found == {**stats, **marked}
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:

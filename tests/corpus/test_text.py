@@ -15,7 +15,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predistill.corpus.text import Documents, _lines
+from predistill.corpus.sources import _lines
+from predistill.corpus.text import texts
 from predistill.errors import CorpusError
 
 TEXTS = ["One day.\nA second line.", "  春眠不觉晓，\n处处闻啼鸟。\n", "emoji 🙂 and é", "x" * 70_000]
@@ -31,7 +32,7 @@ def zst(data: bytes) -> bytes:
 
 
 def read(*sources: Path, **settings: object) -> list[str]:
-    return [text.decode() for text in Documents(sources, **settings)]  # type: ignore[arg-type]
+    return [text.decode() for text in texts(sources, **settings)]  # type: ignore[arg-type]
 
 
 def write_jsonl(folder: Path) -> Path:
@@ -62,8 +63,8 @@ def write_parquet(folder: Path) -> Path:
 
 
 def write_data_set(folder: Path) -> Path:
-    for name, texts in ("1.arrow", TEXTS[:2]), ("0.arrow", TEXTS[2:]):
-        table = pa.table({"text": texts})
+    for name, half in ("1.arrow", TEXTS[:2]), ("0.arrow", TEXTS[2:]):
+        table = pa.table({"text": half})
         with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
     write(
@@ -111,7 +112,7 @@ WRITERS = [
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_kind_of_source_gives_the_same_documents_twice(tmp_path: Path, writer: Callable[[Path], Path]) -> None:
-    documents = Documents(writer(tmp_path))
+    documents = texts(writer(tmp_path))
     for _ in range(2):
         assert [text.decode() for text in documents] == TEXTS
         assert documents.done_bytes == documents.total_bytes > 0
@@ -152,7 +153,7 @@ def test_a_bad_line_is_an_error_with_file_and_line_or_is_counted(
     assert str(error.value).startswith(f"{path} line 3: ")
     assert says in str(error.value)
     assert str(error.value).endswith(", or pass --skip-bad to leave such documents out (they are counted).")
-    documents = Documents(path, skip_bad=True)
+    documents = texts(path, skip_bad=True)
     assert list(documents) == list(documents) == [b"good"] * 3
     assert documents.skipped == {reason: 1}
 
@@ -170,7 +171,7 @@ def test_a_bad_row_is_an_error_with_file_and_row_or_is_counted(tmp_path: Path) -
     pq.write_table(pa.table({"text": pa.chunked_array([column, pa.array(["c", None])])}), tmp_path / "a.parquet")
     with pytest.raises(CorpusError, match=r"a\.parquet row 2: byte 0xff in line 1 is not UTF-8"):
         read(tmp_path / "a.parquet")
-    documents = Documents(tmp_path / "a.parquet", skip_bad=True)
+    documents = texts(tmp_path / "a.parquet", skip_bad=True)
     assert list(documents) == [b"a", b"b", b"c"]
     assert documents.skipped == {"invalid UTF-8": 1, "empty document": 1, "not a text": 1}
 
@@ -201,16 +202,16 @@ def test_a_source_that_cannot_be_read_is_refused_before_anything_is(tmp_path: Pa
         (tmp_path, "the folder holds no .txt"),
     ]:
         with pytest.raises(CorpusError, match=says):
-            Documents(source)
+            texts(source)
 
 
 def test_a_data_set_of_several_splits_asks_for_one(tmp_path: Path) -> None:
     write(tmp_path / "dataset_dict.json", b'{"splits": ["train", "test"]}')
     with pytest.raises(CorpusError, match=r"has splits train, test\. Name one: .*train\."):
-        Documents(tmp_path)
+        texts(tmp_path)
     write(tmp_path / "dataset_dict.json", b"{}")
     with pytest.raises(CorpusError, match=r"dataset_dict\.json: not the description of a data set"):
-        Documents(tmp_path)
+        texts(tmp_path)
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

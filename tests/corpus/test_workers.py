@@ -10,11 +10,13 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from predistill.corpus import workers
+from predistill.corpus.conversations import Conversation, marked_ids
+from predistill.corpus.marks import COUNTED, MARKED_DTYPE, ids_and_marks
 from predistill.corpus.tokenizer import train_bpe
-from predistill.corpus.workers import tokenised
+from predistill.corpus.workers import tokenised, tokenised_conversations
 from predistill.errors import CorpusError
 
 DTYPE = np.dtype("<u2")
@@ -52,6 +54,50 @@ def test_a_special_token_in_a_text_is_text(tokenizer_path: Path) -> None:
     found = np.frombuffer(ids, DTYPE).tolist()
     assert 0 not in found
     assert Tokenizer.from_file(str(tokenizer_path)).decode(found).encode() == text
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_any_number_of_processes_marks_conversations_alike(
+    tokenizer_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "BATCH_BYTES", 500)
+    told = [Conversation(text.decode(), [(4, 9)], len(text) % 2 == 0, b"") for text in made_texts(100)]
+    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    pairs = tokenised_conversations(
+        told, tokenizer_path=tokenizer_path, end_id=0, special_tokens_are_text=True, processes=processes
+    )
+    found = list(pairs)
+    assert [conversation for conversation, _ in found] == told
+    for conversation, ids in found:
+        assert ids == marked_ids(tokenizer, conversation, end_id=0).tobytes()
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_special_token_in_a_conversation_is_the_template_s_or_text(tokenizer_path: Path, as_text: bool) -> None:
+    told = Conversation("<|endoftext|>", [(0, 13)], False, b"")
+    ((_, data),) = tokenised_conversations(
+        [told], tokenizer_path=tokenizer_path, end_id=1, special_tokens_are_text=as_text, processes=1
+    )
+    ids, _ = ids_and_marks(np.frombuffer(data, MARKED_DTYPE), MARKED_DTYPE)
+    assert (0 in ids) == (len(ids) == 2) == (not as_text)
+
+
+def test_a_token_begins_with_its_own_white_space(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE({"b": 0, "Ċ": 1, "ĊĊ": 2, "c": 3}, [("Ċ", "Ċ")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)  # says that "ĊĊ" begins behind itself
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ((_, data),) = tokenised_conversations(
+        [Conversation("b\n\nc", [(2, 4)], False, b"")],
+        tokenizer_path=tmp_path / "tokenizer.json",
+        end_id=0,
+        special_tokens_are_text=True,
+        processes=1,
+    )
+    ids, marks = ids_and_marks(np.frombuffer(data, MARKED_DTYPE), MARKED_DTYPE)
+    # The first is the end token here, and the stream's.
+    assert (ids.tolist(), (marks & COUNTED).tolist()) == ([2, 3, 0], [0, 1, 0])
 
 
 @given(st.text("a鸟🙂\n"), st.integers(4, 20))

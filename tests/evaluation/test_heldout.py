@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from predistill.corpus import Corpus
 from predistill.evaluation import heldout as room
 from predistill.evaluation.calibration import expected_calibration_error
-from predistill.evaluation.heldout import heldout_loss, measure_heldout
+from predistill.evaluation.heldout import heldout_in_training, measure_heldout
 from predistill.runs import Run
 from predistill.students.build import load_model
-from predistill.students.forward import document_mask
+from predistill.students.masks import document_mask
+from tests.made import ALONE, in_training
 
 CPU = torch.device("cpu")
 
@@ -36,6 +37,12 @@ def student(lm_run: Run) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def teacher(pd_run: Run) -> PreTrainedModel:
     return load_model(pd_run.model_path, device=CPU).eval()
+
+
+def cheap(model: PreTrainedModel, corpus: Corpus, **which: int) -> float:
+    """The loss that training measures."""
+    student = in_training(model, end_id=corpus.end_id if corpus.document_mask else None)
+    return heldout_in_training(student, corpus, world=ALONE, **which)["loss_nats"]
 
 
 @torch.no_grad()
@@ -77,8 +84,11 @@ def test_every_measure_is_its_definition_in_float64(
 def test_the_cheap_loss_is_the_same_loss(student: PreTrainedModel, heldout: Corpus) -> None:
     q_NV, label_N = logprobs(student, heldout)
     loss_N = -q_NV.gather(1, label_N[:, None])[:, 0]
-    assert heldout_loss(student, heldout, rows=10_000) == pytest.approx(float(loss_N.mean()), rel=1e-6)
-    first = heldout_loss(student, heldout, rows=5, batch_rows=2)
+    whole = heldout_in_training(in_training(student), heldout, rows=10_000, world=ALONE)
+    assert whole["loss_nats"] == pytest.approx(float(loss_N.mean()), rel=1e-6)
+    measured = measure_heldout(student, heldout, teacher=None).record(bytes_per_token=1.0, teacher=None)
+    assert whole["ece"] == pytest.approx(measured["ece"], rel=1e-5)
+    first = cheap(student, heldout, rows=5, batch_rows=2)
     assert first == pytest.approx(float(loss_N[: 5 * heldout.row_len].mean()), rel=1e-6)
 
 
@@ -115,10 +125,10 @@ def test_a_masked_corpus_is_measured_with_its_mask(
     masked = Corpus(masked_corpus, split="held_out")
     q_NV, label_N = logprobs(student, masked)
     loss = -float(q_NV.gather(1, label_N[:, None]).mean())
-    assert heldout_loss(student, masked, rows=10_000) == pytest.approx(loss, rel=1e-6)
+    assert cheap(student, masked, rows=10_000) == pytest.approx(loss, rel=1e-6)
     measured = measure_heldout(student, masked, teacher=student)
     assert measured.loss_sum / measured.tokens == pytest.approx(loss, rel=1e-6)
-    assert abs(loss - heldout_loss(student, heldout, rows=10_000)) > 1e-4
+    assert abs(loss - cheap(student, heldout, rows=10_000)) > 1e-4
 
 
 def test_columns_beyond_the_tokenizer_s_words_take_no_mass(student: PreTrainedModel, heldout: Corpus) -> None:
@@ -131,4 +141,4 @@ def test_columns_beyond_the_tokenizer_s_words_take_no_mass(student: PreTrainedMo
     plain, padded = (measure_heldout(model, heldout, teacher=student, rows=4) for model in (student, wider))
     assert padded.loss_sum == pytest.approx(plain.loss_sum, rel=1e-6)
     assert padded.kl_sum == pytest.approx(0.0, abs=1e-3)
-    assert heldout_loss(wider, heldout, rows=4) == pytest.approx(plain.loss_sum / plain.tokens, rel=1e-6)
+    assert cheap(wider, heldout, rows=4) == pytest.approx(plain.loss_sum / plain.tokens, rel=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,14 @@ def made_run(
     fingerprint: str = "c0ffee" * 10,
     heldout_tokens: int = 65_536,
     recipe: dict[str, Any] | None = None,
+    corpora: tuple[str, ...] = (),
+    found: Mapping[float, str] | None = None,
 ) -> Path:
-    """Write one run: `gain` nats below the LM curve in the end, `ended` the share of its steps that were taken."""
+    """Write one run: `gain` nats below the LM curve in the end, `ended` the share of its steps that were taken.
+
+    `corpora`: whose held-out text was measured in training; none: as runs were before there could be several. `found`:
+    share of the steps -> the kind of what the watch found there.
+    """
     path.mkdir(parents=True)
     noise = np.random.default_rng([seed, int(teacher), round(1000 * gain) % 997])
     batch_tokens = 4096
@@ -88,8 +95,16 @@ def made_run(
         )  # fmt: skip
         if step % max(1, steps // 20) == 0:
             measured = loss + 0.003 * noise.standard_normal()
-            lines.append({"kind": "heldout", "step": step, "tokens": step * batch_tokens, "loss_nats": measured})
+            heldout = {"kind": "heldout", "step": step, "tokens": step * batch_tokens, "loss_nats": measured}
+            lines += [
+                heldout | {"loss_nats": measured + 0.4 * i, "ece": 0.01, "corpus": corpus}
+                for i, corpus in enumerate(corpora)
+            ] or [heldout]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    if found:
+        findings = [_finding(round(share * steps), kind) for share, kind in found.items()]
+        text = "".join(json.dumps(finding) + "\n" for finding in findings)
+        (path / "findings.jsonl").write_text(text, encoding="utf-8")
     if ended < 1:
         return path
     done = {
@@ -127,6 +142,14 @@ def made_run(
     }
     (path / "evaluation.json").write_text(json.dumps(evaluation, ensure_ascii=False), encoding="utf-8")
     return path
+
+
+def _finding(step: int, kind: str) -> dict[str, Any]:
+    return {
+        "kind": kind, "step": step, "since": step, "severe": kind == "divergence", "value": 6.5, "limit": 6.0,
+        "sentence": f"step {step:,}: the LM loss is 6.50 and was 5.90 before it. Lower lr.peak, or set optimizer.clip.",
+        "action": "stop" if kind == "divergence" else "warn",
+    }  # fmt: skip
 
 
 def _recipe(name: str, *, seed: int, teacher: bool, tokens: int) -> dict[str, Any]:

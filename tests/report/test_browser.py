@@ -58,7 +58,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 @pytest.fixture(scope="module")
 def pages(lm_run: Run, pd_run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two runs trained here; and made ones: the quickstart's pair; a study with seeds, long names, a bad recipe and a
-    run on its way; a sweep of one name."""
+    run on its way; a sweep of one name; three that go on, one with findings, one without a step."""
     real, pair, study, sweep = (tmp_path_factory.mktemp(name) for name in ("real", "pair", "study", "sweep"))
     for run in (lm_run, pd_run):
         copy = shutil.copytree(run.path, real / run.path.name)
@@ -84,6 +84,12 @@ def pages(lm_run: Run, pd_run: Run, tmp_path_factory: pytest.TempPathFactory) ->
             recipe=top_5,
         )
     made_run(study / "going", name="top-5", seed=7, teacher=True, ended=0.4, recipe=top_5)
+    going = tmp_path_factory.mktemp("going")
+    corpora = ("corpora/nano", "corpora/a-corpus-with-a-rather-long-name/of-chinese-text")
+    found = {0.1: "spike", 0.3: "spike", 0.55: "divergence"}
+    made_run(going / "lm", name="lm", corpora=corpora, ended=0.7)
+    made_run(going / "pd", name="pd", teacher=True, gain=0.3, corpora=corpora, ended=0.6, found=found)
+    made_run(going / "new", name="new", teacher=True, ended=0.0, recipe=top_5)
     made_run(sweep / "lm", name="base", steps=20)
     for tau in (0.5, 1.0, 2.0, 5.0):
         for loss in ("kld", "nll"):
@@ -96,12 +102,12 @@ def pages(lm_run: Run, pd_run: Run, tmp_path_factory: pytest.TempPathFactory) ->
                 steps=20,
                 recipe=recipe,
             )
-    return {path.name.rstrip("0123456789"): report([path]) for path in (real, pair, study, sweep)}
+    return {path.name.rstrip("0123456789"): report([path]) for path in (real, pair, study, sweep, going)}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-@pytest.mark.parametrize("name", ["real", "pair", "study", "sweep"])
+@pytest.mark.parametrize("name", ["real", "pair", "study", "sweep", "going"])
 def test_the_page_fits_its_window_and_every_figure_shows_something(
     browser: Chromium, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:
@@ -111,7 +117,8 @@ def test_the_page_fits_its_window_and_every_figure_shows_something(
     assert browser.value("innerWidth") == width
     assert browser.value("document.documentElement.scrollWidth") <= width
     figures = browser.value(MARKS)
-    assert {figure["id"] for figure in figures} >= {"loss", "difference", "alpha", "lr", "store-1"}
+    compared = {"loss-1"} if name == "going" else {"difference"}
+    assert {figure["id"] for figure in figures} >= {"loss", "alpha", "lr", "store-1"} | compared
     for figure in figures:
         assert figure["marks"] >= 1, figure
         assert figure["width"] > 0.35 * min(width, 500), figure

@@ -150,4 +150,5 @@ def test_runs_that_do_not_count_are_counted(tmp_path: Path) -> None:
     assert len(gain.pairs) == 1
     assert told.paragraphs[-1] == "Not counted: 1 of 3 runs unfinished."
     nothing, _ = _said(records[-1:])
-    assert nothing.verdict == "Nothing to compare yet."
+    assert nothing.verdict == "Not finished: 50\N{NARROW NO-BREAK SPACE}% trained."
+    assert _said(records[1:])[0].verdict == "Nothing to compare yet."

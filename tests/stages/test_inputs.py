@@ -51,6 +51,40 @@ def test_an_untied_head_counts_twice_in_parameters_and_once_in_flops(corpus: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("expects", "words"),
+    [
+        ({"vocab_size": 2049}, "plain: has 2,048 words, and the recipe expects 2,049 .*expects.vocab_size"),
+        ({"row_len": 128}, "plain: has 64 tokens a row, and the recipe expects 128"),
+        ({"tokens": "1B"}, "plain: has .* training tokens, and the recipe expects 1,000,000,000"),
+    ],
+)
+def test_a_corpus_that_is_not_as_expected_is_refused(corpus: Path, expects: dict[str, Any], words: str) -> None:
+    right = {"vocab_size": 2048, "row_len": ROW_LEN, "tokens": len(Corpus(corpus)) * ROW_LEN}
+    content = recipe_content(corpus, corpus=[{"path": str(corpus), "expects": right}])
+    assert sizes(content)["steps"] == STEPS
+    refused(recipe_content(corpus, corpus=[{"path": str(corpus), "expects": right | expects}]), words)
+    absent = recipe_content(corpus, corpus=[{"path": "none", "expects": right}])
+    refused(absent, "none: no prepared corpus here")  # only a dry run reckons with what is not there
+
+
+def test_experts_count_whole_in_parameters_and_as_used_in_flops(corpus: Path, tmp_path: Path) -> None:
+    from transformers import OlmoeConfig
+
+    found = {}
+    for experts, used in ((8, 2), (8, 8), (2, 2)):
+        made = OlmoeConfig(
+            hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+            num_experts=experts, num_experts_per_tok=used, vocab_size=9,
+        )  # fmt: skip
+        made.save_pretrained(tmp_path)
+        found[experts, used] = sizes(recipe_content(corpus, student={"preset": str(tmp_path)}))
+    router = 2 * 32 * (8 - 2)
+    assert found[8, 2]["parameters"] == found[8, 8]["parameters"] == found[8, 8]["active_parameters"]
+    assert found[8, 2]["active_parameters"] == found[2, 2]["parameters"] + router
+    assert found[8, 2]["flops"] - found[2, 2]["flops"] == 6 * router * found[2, 2]["tokens"]
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_any_configuration_has_sizes(corpus: Path, tmp_path: Path, model_type: str) -> None:
     from transformers import GPT2Config, LlamaConfig

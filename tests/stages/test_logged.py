@@ -27,8 +27,9 @@ from predistill.store import writer as writer_module
 from predistill.students.build import build_student
 from predistill.teachers.live import LiveTeacher
 from predistill.teachers.stored import StoredTeacher
-from predistill.training.checkpoint import load_checkpoint
-from tests.made import BATCH_ROWS, ROW_LEN, STEPS, files_below, recipe_content, timeless, weights
+from predistill.training.checkpoint import Checkpoints
+from predistill.training.optim import adamw
+from tests.made import ALONE, BATCH_ROWS, ROW_LEN, STEPS, files_below, in_training, recipe_content, timeless, weights
 
 CPU = torch.device("cpu")
 KEPT = TopPK(p=0.95, k=100)
@@ -104,7 +105,9 @@ def test_the_targets_are_those_of_the_student_before_the_step_s_update(
     content = {**run.recipe, "log_targets": None, "checkpoint_every": FROM, "keep": 9}
     train(read_recipe(content), out=until)
     model = build_student(open_inputs(recipe).config, seed=0, device=CPU)
-    model.load_state_dict(load_checkpoint(until / "checkpoints" / f"step-{FROM:08d}", device=CPU)["model"])
+    path = until / "checkpoints" / f"step-{FROM:08d}"
+    optimizer = adamw(model, betas=(0.9, 0.95), weight_decay=0.1)
+    Checkpoints(path.parent, ALONE, keep=1).load(path, in_training(model), optimizer)
     rows = np.array(rows_of(corpus, recipe, range(FROM, FROM + 1)))
     teacher = LiveTeacher(model.eval(), truncation=KEPT, vocab_size=source.vocab_size)
     wanted, found = teacher.targets(rows, source.rows(rows)[0]), stored(out, corpus, rows)

@@ -15,8 +15,9 @@ from predistill.runs import Run
 from predistill.students.build import build_student, student_config
 from predistill.students.card import model_card
 from predistill.students.export import export_student
-from predistill.training.checkpoint import latest_checkpoint, load_checkpoint
-from tests.made import files_below
+from predistill.training.checkpoint import Checkpoints
+from predistill.training.optim import adamw
+from tests.made import ALONE, files_below, in_training
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -31,11 +32,12 @@ def test_the_exported_student_reloads_in_transformers_with_the_logits_of_the_tra
     corpus = Corpus(pd_run.recipe["corpus"][0]["path"])
     config = student_config("nano-xs", vocab_size=corpus.vocab_size, row_len=corpus.row_len, end_id=corpus.end_id)
     trained = build_student(config, seed=99, device=CPU).eval()
-    path, _ = latest_checkpoint(pd_run.path / "checkpoints")
+    checkpoints = Checkpoints(pd_run.path / "checkpoints", ALONE, keep=1)
+    path, _ = checkpoints.newest()
     assert path is not None
-    state = load_checkpoint(path, device=CPU)
-    assert state["clock"]["step"] == pd_run.environment["steps"]
-    trained.load_state_dict(state["model"])
+    optimizer = adamw(trained, betas=(0.9, 0.95), weight_decay=0.1)
+    facts = checkpoints.load(path, in_training(trained), optimizer)
+    assert facts["clock"]["step"] == pd_run.environment["steps"]
     exported = AutoModelForCausalLM.from_pretrained(pd_run.model_path).eval()
     input_BT = torch.from_numpy(corpus.rows([0, 1])[0][:, :-1])
     with torch.no_grad():

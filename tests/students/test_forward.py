@@ -20,7 +20,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from predistill.students.forward import document_mask, head_of, hidden_states
+from predistill.students.forward import head_of, hidden_states
+from predistill.students.masks import document_mask
 
 VOCABULARY, END = 120, 5
 SHAPE: dict[str, Any] = {

@@ -11,13 +11,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from predistill.assets import tokenizer_path
+from predistill.corpus import Corpus
 from predistill.errors import StoreError
 from predistill.objective import SparseTargets, TopPK
+from predistill.stages.prepare import prepare
 from predistill.store import Store
 from predistill.teachers.prefetch import AHEAD, Part, Prefetcher, Request, Source, default_workers
 from predistill.teachers.stored import StoredTeacher
@@ -122,6 +126,24 @@ def test_a_corpus_alone_has_no_targets(corpus: Path) -> None:
             ((_, part),) = prefetcher.parts([Request(0, np.array([3, 1]))])
             assert part.targets is None
             assert part.ids.shape == (2, 65)
+
+
+def test_which_labels_count_comes_along_from_every_number_of_workers(tmp_path: Path) -> None:
+    records = [{"question": f"What is {n} + 1?", "answer": f"It is {n + 1}. " * 5} for n in range(60)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings: dict[str, Any] = {"tokenizer": tokenizer_path(), "row_len": 32, "held_out": 0.0, "processes": 1}
+    prepare(tmp_path / "t.jsonl", out=tmp_path / "c", instruct=True, **settings)
+    ids, counted = Corpus(tmp_path / "c").rows([7, 2, 9])
+    assert counted is not None
+    assert 0 < counted.mean() < 1
+    for workers in (0, 1):
+        with Prefetcher([Source(str(tmp_path / "c"))], workers=workers) as prefetcher:
+            ((_, part),) = prefetcher.parts([Request(0, np.array([7, 2, 9]))])
+            assert part.counted is not None
+            assert part.counted.dtype == np.bool_
+            assert np.array_equal(part.counted, counted)
+            assert np.array_equal(part.ids, ids)
+            assert part.targets is None
 
 
 def test_a_damaged_record_is_the_same_sentence_from_every_number_of_workers(

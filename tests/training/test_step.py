@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen3MoeConfig
 
 from predistill.corpus import Corpus
 from predistill.objective import KLD, All, Renormalise, SparseTargets, Static, TopPK
@@ -16,6 +17,7 @@ from predistill.students.build import build_student, student_config
 from predistill.teachers.stored import StoredTeacher
 from predistill.training.optim import adamw, set_lr
 from predistill.training.step import MicroBatch, Objective, StepResult, train_step
+from tests.made import ALONE, in_training
 
 CPU = torch.device("cpu")
 OBJECTIVE = Objective(KLD(), Static(), Renormalise(), All())
@@ -57,14 +59,13 @@ def gradients(
     model = student(corpus)
     optimizer = Recorded(model.parameters(), lr=0.0)
     result = train_step(
-        model,
+        in_training(model),
         optimizer,
         micro_batches(corpus, store, rows, size),
         objective=OBJECTIVE,
         alpha=ALPHA,
         clip=clip,
-        end_id=None,
-        autocast=torch.autocast("cpu", torch.bfloat16, enabled=False),
+        world=ALONE,
     )
     assert all(p.grad is None for p in model.parameters())
     return result, optimizer.seen
@@ -136,14 +137,59 @@ def test_a_window_without_a_counted_label_changes_nothing(corpus: Path) -> None:
     set_lr(optimizer, 0.1)
     ids = torch.zeros(1, 65, dtype=torch.long)
     result = train_step(
-        model,
+        in_training(model),
         optimizer,
         [MicroBatch(ids, torch.full((1, 64), -100), None)],
         objective=OBJECTIVE,
         alpha=0.0,
         clip=1.0,
-        end_id=None,
-        autocast=torch.autocast("cpu", torch.bfloat16, enabled=False),
+        world=ALONE,
     )
     assert (result.count, result.total) == (0, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_step_that_is_not_finite_is_not_taken(corpus: Path, store: Path) -> None:
+    model = student(corpus)
+    with torch.no_grad():
+        model.base_model.norm.weight[0] = torch.nan
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = adamw(model, betas=(0.9, 0.95), weight_decay=0.0)
+    set_lr(optimizer, 0.1)
+    result = train_step(
+        in_training(model), optimizer, micro_batches(corpus, store, ROWS, 6), objective=OBJECTIVE, alpha=0.5, clip=1.0,
+        world=ALONE,
+    )  # fmt: skip
+    assert not result.updated
+    assert math.isnan(result.total)
+    assert not optimizer.state
+    assert all(torch.equal(a, b) or bool(a.isnan().any()) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_step_that_is_left_out_is_measured_and_not_taken(corpus: Path, store: Path) -> None:
+    model = student(corpus)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    result = train_step(
+        in_training(model), optimizer, micro_batches(corpus, store, ROWS, 6), objective=OBJECTIVE, alpha=0.5, clip=1.0,
+        world=ALONE, update=False, asked=lambda: True,
+    )  # fmt: skip
+    assert (result.updated, result.asked) == (False, 1)
+    assert result.total > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_routers_loss_is_a_mean_over_the_labels_of_the_window(corpus: Path, store: Path) -> None:
+    opened = Corpus(corpus)
+    config = Qwen3MoeConfig(
+        vocab_size=opened.vocab_size, hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=4,
+        num_experts_per_tok=2, router_aux_loss_coef=0.5,
+    )  # fmt: skip
+    model = build_student(config, seed=0, device=CPU).train()
+    (batch,) = micro_batches(corpus, store, ROWS, 6)
+    own = model(input_ids=batch.ids_BT1[:, :-1], output_router_logits=True, labels=batch.ids_BT1[:, :-1]).aux_loss
+    optimizer = Recorded(model.parameters(), lr=0.0)
+    result = train_step(in_training(model), optimizer, [batch], objective=OBJECTIVE, alpha=0.0, clip=None, world=ALONE)
+    assert own > 0.1
+    assert (result.total - result.lm) / result.count == pytest.approx(0.5 * own.item(), rel=1e-5)

@@ -1,14 +1,13 @@
 """The documents of a corpus, found in its token stream, and a new corpus of those that were chosen.
 
 Labels are numbered as rows and stores have them: label n is token n + 1 of the stream, position n % T of row n // T. A
-document is what lies between two end tokens, with the one that closes it. The last document may be cut by the end of
+document is what lies between two tokens that close one, with its own. The last document may be cut by the end of
 the last row; documents that lie wholly behind it are in no row, and not among these.
 """
 
 # D documents  T positions of a row
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -20,8 +19,10 @@ import numpy.typing as npt
 import xxhash
 
 from predistill.corpus.building import moved_when_whole
+from predistill.corpus.chat import TEMPLATE_FILE
+from predistill.corpus.marks import mask_path
 from predistill.corpus.reader import Corpus
-from predistill.corpus.rows import SplitStats
+from predistill.corpus.rows import SplitStats, TokenFiles
 from predistill.corpus.tokenizer import load_tokenizer
 from predistill.errors import CorpusError
 from predistill.files import write_sealed_json
@@ -39,7 +40,7 @@ def document_stops(corpus: Corpus, *, block_tokens: int = BLOCK_TOKENS) -> Int64
     """One more than the number of each document's last label: int64[D], ascending, the last one all labels."""
     labels = len(corpus) * corpus.row_len
     stops = [
-        start + 1 + np.flatnonzero(corpus.stream(start + 1, min(start + block_tokens, labels) + 1) == corpus.end_id)
+        start + 1 + np.flatnonzero(corpus.closes(start + 1, min(start + block_tokens, labels) + 1))
         for start in range(0, labels, block_tokens)
     ]
     stop_D = np.concatenate([np.empty(0, dtype=np.int64), *stops])
@@ -77,7 +78,10 @@ def copy_chosen(
         found = f"the chosen documents hold {labels:,} tokens and fill no row of {corpus.row_len:,}"
         raise CorpusError(f"{out}: {found}. Select a larger part of {corpus.path}.")
     with moved_when_whole(out) as folder:
-        for name in ("tokenizer.json", "tokenizer_config.json", "held_out.bin"):
+        names = ["tokenizer.json", "tokenizer_config.json", "held_out.bin"]
+        if corpus.instruct:
+            names += [TEMPLATE_FILE, mask_path(folder / "held_out.bin").name]
+        for name in names:
             _copy(corpus.path / name, folder / name)
         train = _write(corpus, chosen_D, stop_D, labels=labels, path=folder / "train.bin", on_bytes=on_bytes)
         manifest = {
@@ -96,24 +100,20 @@ def _write(
     rows, dropped = divmod(labels, corpus.row_len)
     left = labels - dropped
     opener = corpus.stream(0, 1)
-    digest = hashlib.sha256(opener.tobytes())
     text_bytes = 0
     tail = [opener[:0]]
-    with path.open("wb") as file:
-        file.write(opener.tobytes())
+    with TokenFiles(path, marked=corpus.instruct) as files:
+        files.write(opener, corpus.marks(0, 1))
         for (start, stop), chosen in zip(_spans(stop_D), chosen_D, strict=True):
             if not chosen:
                 continue
             ids = corpus.stream(start + 1, stop + 1)
             text_bytes += tokenizer.text_bytes(ids)
-            data = ids[:left].tobytes()
-            file.write(data)
-            digest.update(data)
+            kept = ids[:left]
+            files.write(kept, corpus.marks(start + 1, start + 1 + len(kept)))
             tail.append(ids[left:])
-            left -= min(left, len(ids))
-            on_bytes(len(data))
-        file.flush()
-        os.fsync(file.fileno())
+            left -= len(kept)
+            on_bytes(kept.nbytes)
     dropped_bytes = min(text_bytes, tokenizer.text_bytes(np.concatenate(tail)))
     return SplitStats(
         documents=int(chosen_D.sum()),
@@ -122,7 +122,7 @@ def _write(
         rows=rows,
         dropped_tokens=dropped,
         dropped_bytes=dropped_bytes,
-        sha256=digest.hexdigest(),
+        **files.facts,
     )
 
 

@@ -1,4 +1,4 @@
-"""A prepared corpus, read: rows of token ids by number, from memory-mapped token files."""
+"""A prepared corpus, read: rows of token ids by number, and which labels count, from memory-mapped files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from predistill.corpus.marks import CLOSES, COUNTED, mask_path
 from predistill.errors import CorpusError, did_you_mean
 from predistill.files import read_sealed_json
 from predistill.fingerprint import file_sha256, settings_fingerprint
 
-__all__ = ["FORMAT", "SPLITS", "Corpus"]
+__all__ = ["FORMAT", "INSTRUCT_FORMAT", "SPLITS", "Corpus"]
 
 FORMAT = "predistill-corpus-1"
+INSTRUCT_FORMAT = "predistill-instruct-1"  # of its own, so that nobody who knows no mask reads one without it
 SPLITS = ("train", "held_out")
 
 
@@ -36,8 +38,12 @@ class Corpus:
         self.end_id: int = self.manifest["tokenizer"]["end_id"]
         self.tokenizer_path = self.path / "tokenizer.json"
         self.split_stats: dict[str, Any] = self.manifest["splits"][split]
+        self.instruct: bool = self.manifest["format"] == INSTRUCT_FORMAT
         self._token_path = self.path / f"{split}.bin"
         self._tokens = _mapped(self._token_path, np.dtype(self.manifest["id_dtype"]), self.split_stats["tokens"])
+        self._marks = None
+        if self.instruct:
+            self._marks = _mapped(mask_path(self._token_path), np.dtype(np.uint8), self.split_stats["tokens"])
 
     def __len__(self) -> int:
         rows: int = self.split_stats["rows"]
@@ -45,30 +51,51 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over all that decides what a row holds: tokenizer, row rules, both token files."""
+        """16 hexadecimal digits over all that decides what a row holds: tokenizer, row rules, token files, masks."""
         decides = {key: self.manifest[key] for key in ("format", "row_len", "document_mask", "stream")}
-        tokens = {split: self.manifest["splits"][split]["sha256"] for split in SPLITS}
-        return settings_fingerprint({**decides, "tokenizer": self.manifest["tokenizer"]["sha256"], "tokens": tokens})
+        decides["tokenizer"] = self.manifest["tokenizer"]["sha256"]
+        decides["tokens"] = {split: self.manifest["splits"][split]["sha256"] for split in SPLITS}
+        if self.instruct:
+            decides["masks"] = {split: self.manifest["splits"][split]["mask_sha256"] for split in SPLITS}
+        return settings_fingerprint(decides)
 
     def rows(self, indices: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
-        """Ids int64 [n, T + 1] of the rows `indices`, in the order asked, and the loss mask: None, all count."""
+        """Ids int64 [n, T + 1] of the rows `indices`, in the order asked, and which labels count: bool [n, T], of a row
+        perhaps none; or None where all do, as in every corpus of text."""
         index = np.asarray(indices, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= len(self)):
             raise IndexError(f"rows of {self.path} ({self.split}) go from 0 to {len(self) - 1:,}")
         place = index[:, None] * self.row_len + np.arange(self.row_len + 1)
-        return self._tokens[place].astype(np.int64), None
+        counted = None if self._marks is None else (self._marks[place[:, 1:]] & COUNTED).astype(np.bool_)
+        return self._tokens[place].astype(np.int64), counted
 
     def stream(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Tokens `start` to `stop` of the split's stream, in the file's dtype; not a copy."""
         assert 0 <= start <= stop <= len(self._tokens)
         return self._tokens[start:stop]
 
+    def marks(self, start: int, stop: int) -> npt.NDArray[np.uint8] | None:
+        """The bytes of the mask file for tokens `start` to `stop` of the stream; None in a corpus of text."""
+        return None if self._marks is None else self._marks[start:stop]
+
+    def closes(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Which of the tokens `start` to `stop` close a document: a chat template may write end tokens within one."""
+        ends: npt.NDArray[np.bool_]
+        if self._marks is None:
+            ends = self.stream(start, stop) == self.end_id
+        else:
+            ends = (self._marks[start:stop] & CLOSES).astype(np.bool_)
+        return ends
+
     def verify(self) -> None:
-        """Read token file and tokenizer whole; raises `CorpusError` unless their hashes are those of the manifest."""
-        for path, sha256 in (
+        """Read token file, mask and tokenizer whole; raises `CorpusError` unless their hashes are the manifest's."""
+        files = [
             (self._token_path, self.split_stats["sha256"]),
             (self.tokenizer_path, self.manifest["tokenizer"]["sha256"]),
-        ):
+        ]
+        if self.instruct:
+            files.append((mask_path(self._token_path), self.split_stats["mask_sha256"]))
+        for path, sha256 in files:
             if file_sha256(path) != sha256:
                 raise CorpusError(f"{path}: its bytes are not those that were written. Prepare the corpus again.")
 
@@ -81,9 +108,10 @@ def _manifest(path: Path) -> dict[str, Any]:
         manifest = read_sealed_json(file)
     except ValueError as error:
         raise CorpusError(f"{file}: damaged: {error}. Prepare the corpus again.") from None
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in (FORMAT, INSTRUCT_FORMAT):
         raise CorpusError(
-            f"{file}: format {manifest.get('format')!r}, and this version reads {FORMAT!r}. Prepare the corpus again."
+            f"{file}: format {manifest.get('format')!r}, and this version reads {FORMAT!r} and {INSTRUCT_FORMAT!r}. "
+            "Prepare the corpus again."
         )
     return manifest
 

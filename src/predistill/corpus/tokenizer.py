@@ -21,7 +21,7 @@ from predistill.corpus.split import is_held_out, split_hash
 from predistill.errors import CorpusError
 from predistill.files import write_atomic
 
-__all__ = ["CorpusTokenizer", "load_tokenizer", "sample_texts", "train_bpe"]
+__all__ = ["END_TOKEN", "CorpusTokenizer", "load_tokenizer", "sample_texts", "train_bpe", "trained_config"]
 
 END_TOKEN = "<|endoftext|>"
 KNOWN_END_TOKENS = (END_TOKEN, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|eot_id|>")
@@ -52,6 +52,11 @@ class CorpusTokenizer:
         """UTF-8 bytes of the text that `ids` stand for, end tokens left out."""
         words = ids[ids != self.end_id].tolist()
         return len(self.tokenizer.decode(words, skip_special_tokens=False).encode())
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """What the tokenizer reads as one token of its own, spelled out, where it is let."""
+        return [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json."""
@@ -117,6 +122,11 @@ def _config(end_token: str) -> dict[str, Any]:
     }
 
 
+def trained_config() -> dict[str, Any]:
+    """The tokenizer_config.json of every tokenizer that is trained here."""
+    return _config(END_TOKEN)
+
+
 def train_bpe(texts: Iterable[bytes], *, vocab_size: int) -> CorpusTokenizer:
     """Train byte-level BPE of exactly `vocab_size` entries (end token 0, then the 256 bytes, then merges).
 
@@ -135,7 +145,7 @@ def train_bpe(texts: Iterable[bytes], *, vocab_size: int) -> CorpusTokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator((text.decode(errors="ignore") for text in texts), trainer)
-    trained = CorpusTokenizer(tokenizer, END_TOKEN, _config(END_TOKEN))
+    trained = CorpusTokenizer(tokenizer, END_TOKEN, trained_config())
     if trained.vocab_size != vocab_size:
         found = f"the text yields only {trained.vocab_size} entries"
         raise CorpusError(f"--train-tokenizer {vocab_size}: {found}. Ask for that many or give more text.")

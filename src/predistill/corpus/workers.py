@@ -1,4 +1,4 @@
-"""Tokenisation in parallel: worker processes that turn texts into token ids, given back in the order of the texts.
+"""Tokenisation in parallel: worker processes that turn documents into token ids, given back in their order.
 
 A worker is a fresh Python that is spoken to over its pipes: nothing is forked after threads have started, the caller's
 `__main__` is not imported again, and a worker whose caller was killed reads the end of its pipe and goes.
@@ -6,6 +6,7 @@ A worker is a fresh Python that is spoken to over its pipes: nothing is forked a
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import re
@@ -14,18 +15,21 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
+from predistill.corpus.conversations import Conversation, marked_ids
 from predistill.errors import CorpusError
 
-__all__ = ["serve", "tokenised"]
+__all__ = ["serve", "tokenised", "tokenised_conversations"]
+
+Document = TypeVar("Document")
 
 BATCH_BYTES = 1 << 16
 PIECE_BYTES = 1 << 16  # tokenizers takes some 130 bytes of memory per byte of one text
@@ -42,7 +46,26 @@ def tokenised(
     A special token spelled out in a text is read as ordinary text. A text above 64 KiB is tokenised in pieces that end
     with a line. At most two batches of texts per process are under way. Raises `CorpusError` when a process is killed.
     """
-    command = [sys.executable, "-P", "-c", SERVE, str(tokenizer_path), id_dtype.str]
+    return _answered(texts, bytes, ["texts", str(tokenizer_path), id_dtype.str], processes)
+
+
+def tokenised_conversations(
+    conversations: Iterable[Conversation],
+    *,
+    tokenizer_path: Path,
+    end_id: int,
+    special_tokens_are_text: bool,
+    processes: int,
+) -> Generator[tuple[Conversation, bytes], None, None]:
+    """Each conversation with its `marked_ids` as bytes, as `tokenised` does it with texts; none is cut in pieces."""
+    arguments = ["conversations", str(tokenizer_path), str(end_id), str(int(special_tokens_are_text))]
+    return _answered(conversations, lambda each: json.dumps(each[:3]).encode(), arguments, processes)
+
+
+def _answered(
+    documents: Iterable[Document], packed: Callable[[Document], bytes], arguments: list[str], processes: int
+) -> Generator[tuple[Document, bytes], None, None]:
+    command = [sys.executable, "-P", "-c", SERVE, *arguments]
     search_path = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": search_path}
     workers = [
@@ -53,18 +76,18 @@ def tokenised(
     for worker in workers:
         idle.put(worker)
 
-    def pairs(batch: list[bytes]) -> list[tuple[bytes, bytes]]:
+    def pairs(batch: list[tuple[Document, bytes]]) -> list[tuple[Document, bytes]]:
         worker = idle.get()
         try:
-            ids = _ask(worker, batch)
+            ids = _ask(worker, [data for _, data in batch])
         finally:
             idle.put(worker)
-        return list(zip(batch, ids, strict=True))
+        return [(document, each) for (document, _), each in zip(batch, ids, strict=True)]
 
-    under_way: deque[Future[list[tuple[bytes, bytes]]]] = deque()
+    under_way: deque[Future[list[tuple[Document, bytes]]]] = deque()
     threads = ThreadPoolExecutor(processes)
     try:
-        for batch in _batches(texts):
+        for batch in _batches((document, packed(document)) for document in documents):
             under_way.append(threads.submit(pairs, batch))
             if len(under_way) == 2 * processes:
                 yield from under_way.popleft().result()
@@ -87,12 +110,12 @@ def _ask(worker: subprocess.Popen[bytes], texts: list[bytes]) -> list[bytes]:
         raise CorpusError(f"{found}. If memory ran short, pass a smaller --processes.") from None
 
 
-def _batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
+def _batches(documents: Iterable[tuple[Document, bytes]]) -> Iterator[list[tuple[Document, bytes]]]:
+    batch: list[tuple[Document, bytes]] = []
     batch_bytes = 0
-    for text in texts:
-        batch.append(text)
-        batch_bytes += len(text)
+    for document, data in documents:
+        batch.append((document, data))
+        batch_bytes += len(data)
         if batch_bytes >= BATCH_BYTES:
             yield batch
             batch, batch_bytes = [], 0
@@ -101,15 +124,33 @@ def _batches(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def serve() -> None:
-    """The worker's side: texts from standard input, ids to standard output, until the input ends."""
+    """The worker's side: documents from standard input, ids to standard output, until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
-    _, tokenizer_path, id_dtype = sys.argv
-    tokenizer = Tokenizer.from_file(tokenizer_path)
-    tokenizer.encode_special_tokens = True
+    _, kind, tokenizer_path, *arguments = sys.argv
+    encoder: Callable[..., Callable[[bytes], bytes]] = _text_encoder if kind == "texts" else _conversation_encoder
+    encoded = encoder(tokenizer_path, *arguments)
     with suppress(EOFError, BrokenPipeError):
         while True:
-            texts = _receive(sys.stdin.buffer)
-            _send(sys.stdout.buffer, [_encoded(tokenizer, text, np.dtype(id_dtype)) for text in texts])
+            _send(sys.stdout.buffer, [encoded(document) for document in _receive(sys.stdin.buffer)])
+
+
+def _text_encoder(tokenizer_path: str, id_dtype: str) -> Callable[[bytes], bytes]:
+    tokenizer = Tokenizer.from_file(tokenizer_path)
+    tokenizer.encode_special_tokens = True
+    return lambda text: _encoded(tokenizer, text, np.dtype(id_dtype))
+
+
+def _conversation_encoder(tokenizer_path: str, end_id: str, special_tokens_are_text: str) -> Callable[[bytes], bytes]:
+    tokenizer = Tokenizer.from_file(tokenizer_path)
+    tokenizer.encode_special_tokens = bool(int(special_tokens_are_text))
+    # It adds no token here, and would only let a word begin behind its own white space.
+    tokenizer.post_processor = processors.Sequence([])
+
+    def encoded(data: bytes) -> bytes:
+        text, spans, closed_by_end = json.loads(data)
+        return marked_ids(tokenizer, Conversation(text, spans, closed_by_end, b""), end_id=int(end_id)).tobytes()
+
+    return encoded
 
 
 def _encoded(tokenizer: Tokenizer, text: bytes, id_dtype: np.dtype[Any]) -> bytes:

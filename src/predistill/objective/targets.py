@@ -94,6 +94,15 @@ class SparseTargets:
         """The targets on another device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
 
+    def absent(self, positions: int) -> SparseTargets:
+        """`positions` that have no target, to stand beside these (which are not dense)."""
+        assert self.ids_NK is not None
+        empty = {
+            name: tensor.new_full((positions, *tensor.shape[1:]), -1 if name == "ids_NK" else 0)
+            for name, tensor in self._tensors().items()
+        }
+        return replace(self, **empty)  # type: ignore[arg-type]
+
     def unique(self) -> SparseTargets:
         """Each id once in a position: of log-probabilities the highest is kept, weights of draws are added.
 

@@ -7,13 +7,16 @@ Colours are names of CSS classes, so that the page alone decides how light and d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from predistill.report.gains import Gain
 from predistill.report.geometry import (
     Chart,
     Entry,
     Line,
+    Mark,
     Points,
     Strip,
     along,
@@ -23,12 +26,24 @@ from predistill.report.geometry import (
     smooth,
     thinned,
     ticks,
+    value_at,
 )
 from predistill.report.numbers import count, nats, percent, signed
 from predistill.report.records import Record, StoreUse
 from predistill.report.table import Group
 
-__all__ = ["colours", "difference_chart", "gain_strip", "loss_chart", "schedule_chart", "store_strip"]
+__all__ = [
+    "Marked",
+    "colours",
+    "difference_chart",
+    "gain_strip",
+    "loss_chart",
+    "other_corpora_charts",
+    "schedule_chart",
+    "store_strip",
+]
+
+Marked = tuple[Record, Mapping[str, Any], str]  # a finding of a run, and the id of its line on the page
 
 _COLOURED = 5
 _SETTLED = 0.08  # of the tokens: what comes before does not set a chart's height
@@ -53,10 +68,11 @@ def colours(groups: Sequence[Group], found: Sequence[Gain]) -> dict[str, str]:
     return {group.label: ranks.get(group.label, "lm") for group in groups}
 
 
-def loss_chart(groups: Sequence[Group], colour: Mapping[str, str]) -> Chart | None:
-    """Held-out loss against tokens, a curve a run; faint behind it, when runs are few, the training loss."""
+def loss_chart(groups: Sequence[Group], colour: Mapping[str, str], marked: Sequence[Marked] = ()) -> Chart | None:
+    """Held-out loss against tokens, a curve a run; faint behind it, when runs are few, the training loss. Rings where
+    the watch found something in one of them."""
     records = [record for group in groups for record in group.records]
-    held_out = {record.path: series(record.heldouts, "loss_nats") for record in records}
+    held_out = {record.path: series(record.main_heldouts, "loss_nats") for record in records}
     training = {record.path: smooth(series(record.steps, "lm")) for record in records}
     main = held_out if any(len(points) > 1 for points in held_out.values()) else training
     lines = _lines(groups, colour, {group.label: [main[record.path] for record in group.records] for group in groups})
@@ -66,22 +82,51 @@ def loss_chart(groups: Sequence[Group], colour: Mapping[str, str]) -> Chart | No
     bounds = _bounds([points for line in lines for points in line.curves] + (list(training.values()) if few else []))
     behind = [(colour[group.label], training[record.path]) for group in groups for record in group.records if few]
     cut = any(y > bounds[1] for line in lines for points in line.curves for _, y in points)
+    marks = _marks(marked, main)
     said = [
         "Lower is better. One line a run.",
         "Faint behind it: its training loss on the next token, smoothed." if few else "",
         "The steep start is above the frame." if cut else "",
+        "Ring: the watch found something there; it is named below." if marks else "",
         _greys(lines),
     ]
+    several = {corpus for record in records for corpus in record.heldout_corpora} if main is held_out else set()
+    on = f" on {next(iter(records[0].heldout_corpora), '')}" if len(several) > 1 else ""
     return line_chart(
         lines,
         id="loss",
         title="Loss against tokens",
-        unit=f"{'held-out' if main is held_out else 'training'} loss, nats a token",
+        unit=f"{'held-out' if main is held_out else 'training'} loss{on}, nats a token",
         note=" ".join(sentence for sentence in said if sentence),
         bounds=bounds,
         y_text=nats,
         behind=behind,
+        marks=marks,
     )
+
+
+def other_corpora_charts(groups: Sequence[Group], colour: Mapping[str, str]) -> list[Chart]:
+    """Held-out loss on every corpus that was measured beside the first: a chart each."""
+    records = [record for group in groups for record in group.records]
+    others = dict.fromkeys(corpus for record in records for corpus in record.heldout_corpora[1:])
+    charts = []
+    for number, corpus in enumerate(others, 1):
+        curves = {
+            group.label: [series(record.heldouts_of(corpus), "loss_nats") for record in group.records]
+            for group in groups
+        }
+        if lines := _lines(groups, colour, curves):
+            chart = line_chart(
+                lines,
+                id=f"loss-{number}",
+                title=f"Loss on {corpus}",
+                unit="held-out loss, nats a token",
+                note=_greys(lines),
+                bounds=_bounds([points for line in lines for points in line.curves]),
+                y_text=nats,
+            )
+            charts.append(chart)
+    return charts
 
 
 def difference_chart(found: Sequence[Gain], colour: Mapping[str, str]) -> Chart | None:
@@ -220,6 +265,18 @@ def _lines(groups: Sequence[Group], colour: Mapping[str, str], curves: Mapping[s
     return lines
 
 
+def _marks(marked: Sequence[Marked], curves: Mapping[Path, Points]) -> list[Mark]:
+    """A ring on the run's curve at the tokens of each finding's step, where there are any."""
+    marks = []
+    for record, finding, target in marked:
+        points = curves.get(record.path, [])
+        tokens = next((float(line["tokens"]) for line in record.steps if line["step"] >= finding["step"]), None)
+        if len(points) > 1 and tokens is not None:
+            at = (tokens, value_at(points, tokens))
+            marks.append(Mark(at, finding["sentence"], target, strong=finding["severe"]))
+    return marks
+
+
 def _greys(lines: Sequence[Line]) -> str:
     greys = sum(line.colour == "other" for line in lines)
     return f"Grey: {greys} more recipes, named in the table." if greys else ""
@@ -233,7 +290,7 @@ def _bounds(curves: Sequence[Points]) -> tuple[float, float]:
 
 
 def _apart(distilled: Record, baseline: Record) -> Points:
-    ours, theirs = dict(series(distilled.heldouts, "loss_nats")), dict(series(baseline.heldouts, "loss_nats"))
+    ours, theirs = (dict(series(record.main_heldouts, "loss_nats")) for record in (distilled, baseline))
     return [(x, ours[x] - theirs[x]) for x in sorted(ours.keys() & theirs.keys())]
 
 

@@ -5,6 +5,7 @@ Percentages, because a figure then keeps its type size and its line width while 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ __all__ = [
     "Chart",
     "Entry",
     "Line",
+    "Mark",
     "Points",
     "Strip",
     "along",
@@ -27,6 +29,7 @@ __all__ = [
     "smooth",
     "thinned",
     "ticks",
+    "value_at",
 ]
 
 Points = list[tuple[float, float]]
@@ -64,6 +67,16 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A ring at tokens and value, or, drawn, at its place in the frame; filled if `strong`; it leads to `target`."""
+
+    at: tuple[float, float]
+    text: str
+    target: str
+    strong: bool
+
+
+@dataclass(frozen=True)
 class Line:
     """Curves of one recipe, in data units, with one label at their end; no text, no label."""
 
@@ -88,6 +101,7 @@ class Chart:
     curves: tuple[Curve, ...]
     labels: tuple[Label, ...]
     zero: float | None
+    marks: tuple[Mark, ...] = ()
 
     @property
     def label_chars(self) -> int:
@@ -144,10 +158,12 @@ def line_chart(
     y_ticks: int = 5,
     behind: Sequence[tuple[str, Points]] = (),
     zero: bool = False,
+    marks: Sequence[Mark] = (),
 ) -> Chart:
     """`lines` over tokens, from 0 to the last point of any; `y_text(value, digits)` writes a tick.
 
-    `behind` are faint curves without a label, each with its colour; `zero` draws the line at 0.
+    `behind` are faint curves without a label, each with its colour; `zero` draws the line at 0; what is marked outside
+    the frame stands at its edge.
     """
     last = max(x for line in lines for curve in line.curves for x, _ in curve)
     curves = [_drawn(points, last, bounds, colour, "faint") for colour, points in behind if len(points) > 1]
@@ -158,7 +174,7 @@ def line_chart(
         value = fmean(points[-1][1] for points in line.curves if points[-1][0] == end)
         said.append(f"{line.full} ends at {value:.4g}")
         if line.text:
-            place = (round(100 * end / last, 2), min(max(_down(value, bounds), 0.0), 100.0))
+            place = _place(end, value, last, bounds)
             labels.append(Label(place[1], place, shortened(line.text, _LABEL_CHARS), line.full, line.colour))
     return Chart(
         id=id,
@@ -171,6 +187,7 @@ def line_chart(
         curves=tuple(curves),
         labels=_spread(labels),
         zero=_down(0.0, bounds) if zero else None,
+        marks=tuple(replace(mark, at=_place(*mark.at, last, bounds)) for mark in marks),
     )
 
 
@@ -206,6 +223,14 @@ def series(lines: Iterable[Mapping[str, Any]], key: str) -> Points:
     return [(x, float(y)) for x, y in found if isinstance(y, int | float) and math.isfinite(y)]
 
 
+def value_at(points: Points, x: float) -> float:
+    """The value of a curve at x, on the line between its two nearest points; at its ends, theirs."""
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x0 <= x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
+    return points[0][1] if x < points[0][0] else points[-1][1]
+
+
 def smooth(points: Points, stretches: int = 80) -> Points:
     """Means over so many equal stretches of tokens."""
     parts: dict[int, Points] = {}
@@ -225,6 +250,11 @@ def _drawn(
     """Points in data units as a path; what is far outside is held near the frame, which cuts it."""
     steps = (f"{100 * x / last:.2f} {min(max(_down(y, bounds), -999.0), 999.0):.2f}" for x, y in points)
     return Curve("M" + "L".join(steps), colour, weight, dash)
+
+
+def _place(tokens: float, value: float, last: float, bounds: tuple[float, float]) -> tuple[float, float]:
+    """From the left and from the top, in per cent, within the frame."""
+    return round(100 * min(tokens / last, 1.0), 2), min(max(_down(value, bounds), 0.0), 100.0)
 
 
 def _down(value: float, bounds: tuple[float, float]) -> float:

@@ -137,6 +137,8 @@ def _cost(gain: Gain) -> list[str]:
 
 
 def _nothing(records: Sequence[Record]) -> str:
+    if len(records) == 1 and records[0].state == "unfinished":
+        return f"Not finished: {percent(min(1.0, records[0].tokens / records[0].planned_tokens), 0)} trained."
     if any(record.state == "unfinished" for record in records):
         return "Nothing to compare yet."
     if not any(record.distilled for record in records):

@@ -20,6 +20,7 @@ from predistill.report.geometry import shortened
 from predistill.report.headline import Headline, headline
 from predistill.report.numbers import count, duration, nats, percent, signed
 from predistill.report.records import Record, StoreUse
+from predistill.report.standing import findings, standings
 from predistill.report.table import Row, group_records, table_rows
 
 __all__ = ["report_page"]
@@ -47,8 +48,10 @@ def report_page(records: Sequence[Record]) -> str:
     ordered = [record for group in groups for record in group.records]
     stores = list({store.path: store for record in ordered for store in record.stores}.values())
     said = headline(found, records)
+    told = [[row.run for row in rows], [colour[row.recipe] for row in rows]]
+    standing, found_wrong = standings(ordered, *told), findings(ordered, *told)
     charts = [
-        figures.loss_chart(groups, colour),
+        figures.loss_chart(groups, colour, [(f.record, f.finding, f.id) for f in found_wrong]),
         figures.difference_chart(found, colour),
         figures.gain_strip(found, colour),
         figures.schedule_chart(
@@ -60,11 +63,14 @@ def report_page(records: Sequence[Record]) -> str:
             top=1.0,
         ),
         figures.schedule_chart(groups, colour, key="lr", title="Learning rate", unit="lr"),
+        *figures.other_corpora_charts(groups, colour),
     ]
     strips = [figures.store_strip(store, number) for number, store in enumerate(stores, 1)]
     page = _environment().get_template("page.html.j2")
     return page.render(
         headline=said,
+        standing=standing,
+        findings=found_wrong,
         charts=[chart for chart in charts if chart is not None],
         difference=charts[1] is not None,
         columns=COLUMNS,
@@ -75,7 +81,7 @@ def report_page(records: Sequence[Record]) -> str:
         samples=_samples(ordered, rows, colour),
         commands=_commands(ordered, rows, colour),
         provenance=_provenance(ordered),
-        data=Markup(_embedded(_data(said, rows, found, stores))),
+        data=Markup(_embedded(_data(said, rows, found, stores, ordered))),
     )
 
 
@@ -164,7 +170,9 @@ def _provenance(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def _data(said: Headline, rows: Sequence[Row], found: Sequence[Gain], stores: Sequence[StoreUse]) -> dict[str, Any]:
+def _data(
+    said: Headline, rows: Sequence[Row], found: Sequence[Gain], stores: Sequence[StoreUse], records: Sequence[Record]
+) -> dict[str, Any]:
     """The page's figures for a machine: what the embedded JSON holds."""
     return {
         "headline": asdict(said),
@@ -181,6 +189,11 @@ def _data(said: Headline, rows: Sequence[Row], found: Sequence[Gain], stores: Se
             for gain in found
         ],
         "stores": [asdict(store) for store in stores],
+        "findings": [
+            {"run": row.run, **finding}
+            for row, record in zip(rows, records, strict=True)
+            for finding in record.findings
+        ],
     }
 
 
@@ -203,4 +216,5 @@ def _environment() -> jinja2.Environment:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["shortened"] = shortened
+    environment.filters["percent"] = lambda share: percent(share, 0)
     return environment

@@ -79,6 +79,23 @@ class Record:
     versions: Mapping[str, Any]
     machine: Mapping[str, Any]
     live_teacher: str | None = None  # the name of the model that ran beside the student
+    findings: tuple[Mapping[str, Any], ...] = ()  # what the watch found, in the order of steps
+    planned_steps: int | None = None
+
+    @property
+    def heldout_corpora(self) -> tuple[str | None, ...]:
+        """The corpora whose held-out text was measured in training, the first the one that the report compares by; None
+        where the run does not say."""
+        return tuple(dict.fromkeys(line.get("corpus") for line in self.heldouts))
+
+    def heldouts_of(self, corpus: str | None) -> list[Mapping[str, Any]]:
+        """The held-out lines of one of them."""
+        return [line for line in self.heldouts if line.get("corpus") == corpus]
+
+    @property
+    def main_heldouts(self) -> list[Mapping[str, Any]]:
+        """The held-out lines of the first of them."""
+        return self.heldouts_of(self.heldout_corpora[0]) if self.heldouts else []
 
     @property
     def on_cpu(self) -> bool:
@@ -148,6 +165,7 @@ def read_record(run: Run) -> Record:
     for line in lines:
         line.need("tokens", int)
         line.need("kind", str)
+    findings = [_Reader(run.path / "findings.jsonl", line) for line in run.findings]
     last_tokens = max((line.content["tokens"] for line in lines), default=0)
     measured = done.content is not None and evaluation.content is not None
     loss_nats = evaluation.need("heldout.loss_nats", float) if measured else None
@@ -186,6 +204,8 @@ def read_record(run: Run) -> Record:
         versions=environment.get("versions", dict) or {},
         machine=environment.get("machine", dict) or {},
         live_teacher=environment.get("inputs.teacher.name", str),
+        findings=tuple(sorted(map(_finding, findings), key=lambda finding: finding["step"])),
+        planned_steps=environment.get("steps", int),
     )
 
 
@@ -195,6 +215,17 @@ def _state(*, done: bool, loss_nats: float | None) -> State:
     if loss_nats is None:
         return "not evaluated"
     return "finished" if math.isfinite(loss_nats) else "diverged"
+
+
+def _finding(finding: _Reader) -> dict[str, Any]:
+    """What the page says of a finding; `severe` and `action` may be missing."""
+    return {
+        "kind": finding.need("kind", str),
+        "step": finding.need("step", int),
+        "severe": bool(finding.get("severe", bool)),
+        "sentence": finding.need("sentence", str),
+        "action": finding.get("action", str) or "warn",
+    }
 
 
 def _store(content: Mapping[str, Any], run: Path, file: Path) -> StoreUse:

@@ -23,8 +23,11 @@ __all__ = ["Group", "Pair", "Row", "group_records", "matched_pairs", "run_labels
 
 _OBJECTIVE = frozenset({"teacher", "alpha", "truncation", "temperature", "tail", "loss", "positions"})
 _NOT_IN_THE_LOSS = frozenset(
-    {"name", "log_targets", "evaluate_every", "checkpoint_every", "keep", "micro_batch_rows", "readers"}
-)
+    {
+        "name", "log_targets", "evaluate_every", "checkpoint_every", "keep", "keep_every", "micro_batch_rows",
+        "readers", "heldout", "watch", "compile", "activation_checkpointing", "shard",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

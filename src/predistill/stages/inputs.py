@@ -9,30 +9,32 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, StoreError
-from predistill.laws import forward_flops, training_bytes, training_flops
 from predistill.objective import EntropyScaled, StdScaled, check_combination, check_narrower
-from predistill.recipe import LiveTeaching, Recipe
+from predistill.recipe import CorpusEntry, LiveTeaching, Recipe
 from predistill.runs import command_line
+from predistill.stages.sizes import batch_rows, run_sizes
 from predistill.store import Store
 from predistill.students.build import student_config
-from predistill.teachers.load import DTYPES, teacher_config, teacher_facts
+from predistill.teachers.load import teacher_config, teacher_facts
 from predistill.teachers.stored import stored_truncation
 from predistill.training.step import Objective
+from predistill.world import world_size
 
-__all__ = ["Inputs", "open_inputs", "pick_device"]
+__all__ = ["Inputs", "check_expected", "matching_store", "open_inputs", "pick_device"]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The corpora and stores of a recipe, in its order, and the configurations of the student and of a live teacher."""
+    """The corpora and stores of a recipe, in its order (None: a corpus without a store), the held-out splits that are
+    measured, by path, and the configurations of the student and of a live teacher."""
 
     corpora: tuple[Corpus, ...]
-    heldout: Corpus
-    stores: tuple[Store, ...]
+    heldout: dict[str, Corpus]
+    stores: tuple[Store | None, ...]
     config: PretrainedConfig
     batch_rows: int
     teacher: PretrainedConfig | None = None
@@ -41,7 +43,7 @@ class Inputs:
         """The recipe's loss; a scaled temperature without a reference takes its statistic's mean over the stores."""
         temperature = recipe.temperature
         if isinstance(temperature, StdScaled | EntropyScaled) and temperature.reference is None and self.stores:
-            temperature = replace(temperature, reference=_mean(temperature.mean, self.stores))
+            temperature = replace(temperature, reference=_mean(temperature.mean, [s for s in self.stores if s]))
         return Objective(recipe.loss, temperature, recipe.tail, recipe.positions)
 
     def environment(self, recipe: Recipe) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class Inputs:
             "command": command_line(),
             "identity": {
                 "corpus": [corpus.fingerprint for corpus in self.corpora],
-                "store": [store.manifest["store_id"] for store in self.stores],
+                "store": [None if store is None else store.manifest["store_id"] for store in self.stores],
                 **({} if live is None else {"teacher": live["sha256"]}),
             },
             "inputs": {
@@ -70,6 +72,7 @@ class Inputs:
                         },
                     }
                     for entry, store in zip(recipe.corpus, self.stores, strict=False)
+                    if store is not None
                 ],
                 **({} if live is None else {"teacher": live}),
             },
@@ -81,65 +84,23 @@ class Inputs:
                 "cores": os.cpu_count(),
                 "threads": torch.get_num_threads(),
                 "device": device_name(pick_device()),
+                "ranks": world_size(),
             },
             **self.sizes(recipe),
         }
 
     def sizes(self, recipe: Recipe) -> dict[str, Any]:
-        """Parameters, steps, FLOPs, bytes of memory and of the stores: what --dry-run prints."""
-        student, row_len = _Shape.of(self.config), self.corpora[0].row_len
-        tokens = recipe.steps * self.batch_rows * row_len
-        training = training_flops(
-            matrix_parameters=student.matrix_parameters, layers=student.layers, width=student.width, row_len=row_len
+        """What the run takes: `run_sizes` of these inputs, and the bytes of the stores."""
+        row_len = self.corpora[0].row_len
+        sizes = run_sizes(
+            recipe,
+            config=self.config,
+            row_len=row_len,
+            corpus_tokens=[len(corpus) * row_len for corpus in self.corpora],
+            teacher=self.teacher,
+            ranks=world_size(),
         )
-        memory_bytes = training_bytes(
-            parameters=student.parameters,
-            vocab_size=self.config.vocab_size,
-            layers=student.layers,
-            width=student.width,
-            ffn=getattr(self.config, "intermediate_size", None) or 4 * student.width,  # GPT-2 has no name for it
-            micro_batch_tokens=recipe.micro_batch_rows * row_len,
-        )
-        taught: dict[str, Any] = {}
-        if self.teacher is not None and isinstance(recipe.teacher, LiveTeaching):
-            teacher = _Shape.of(self.teacher)
-            forward = forward_flops(
-                matrix_parameters=teacher.matrix_parameters, layers=teacher.layers, width=teacher.width, row_len=row_len
-            )
-            taught = {"teacher_parameters": teacher.parameters, "teacher_flops": tokens * forward}
-            memory_bytes["teacher"] = teacher.parameters * DTYPES[recipe.teacher.dtype].itemsize
-        return {
-            "parameters": student.parameters,
-            "non_embedding_parameters": student.inner_parameters,
-            "steps": recipe.steps,
-            "batch_tokens": self.batch_rows * row_len,
-            "tokens": tokens,
-            "epochs": tokens / sum(len(corpus) * row_len for corpus in self.corpora),
-            "flops": tokens * training + taught.get("teacher_flops", 0),
-            **taught,
-            "memory_bytes": memory_bytes,
-            "store_bytes": sum(store.totals["bytes"] for store in self.stores),
-        }
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What a model's cost depends on; `inner_parameters`: all but embedding and head."""
-
-    parameters: int
-    inner_parameters: int
-    matrix_parameters: int
-    layers: int
-    width: int
-
-    @classmethod
-    def of(cls, config: PretrainedConfig) -> _Shape:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        parameters = sum(p.numel() for p in model.parameters())
-        text, head = config.get_text_config(), model.get_output_embeddings().weight.numel()
-        inner = parameters - (head if text.tie_word_embeddings else 2 * head)
-        return cls(parameters, inner, inner + head, text.num_hidden_layers, text.hidden_size)
+        return sizes | {"store_bytes": sum(store.totals["bytes"] for store in self.stores if store is not None)}
 
 
 def open_inputs(recipe: Recipe) -> Inputs:
@@ -162,15 +123,13 @@ def open_inputs(recipe: Recipe) -> Inputs:
             raise RecipeError(
                 f"{entry.path}: no whole row of {corpus.row_len} tokens to train on. Add text, or lower --row-len."
             )
-    if recipe.batch_tokens % first.row_len:
-        near = max(first.row_len, round(recipe.batch_tokens / first.row_len) * first.row_len)
-        raise RecipeError(
-            f"batch_tokens is {recipe.batch_tokens:,}, not a multiple of the row length {first.row_len}. Try {near:,}."
-        )
-    stores: tuple[Store, ...] = ()
+        check_expected(entry, corpus)
+    rows = batch_rows(recipe, first.row_len, ranks=world_size())
+    stores: tuple[Store | None, ...] = ()
     if recipe.teacher.kind == "stored":
         stores = tuple(
-            _matching_store(entry.store, corpus, recipe) for entry, corpus in zip(recipe.corpus, corpora, strict=True)
+            None if entry.store is None else matching_store(entry.store, corpus, recipe)
+            for entry, corpus in zip(recipe.corpus, corpora, strict=True)
         )
     config = student_config(
         recipe.student.preset, vocab_size=first.vocab_size, row_len=first.row_len, end_id=first.end_id
@@ -180,12 +139,28 @@ def open_inputs(recipe: Recipe) -> Inputs:
         teacher = teacher_config(recipe.teacher.model, vocab_size=first.vocab_size)
     return Inputs(
         corpora,
-        Corpus(recipe.corpus[0].path, split="held_out"),
+        {path: _heldout(path, first) for path in recipe.heldout or (recipe.corpus[0].path,)},
         stores,
         config,
-        recipe.batch_tokens // first.row_len,
+        rows,
         teacher,
     )
+
+
+def check_expected(entry: CorpusEntry, corpus: Corpus) -> None:
+    """Raises RecipeError unless the corpus is what the entry expects, if it expects anything."""
+    if entry.expects is None:
+        return
+    for what, key, found, expected, agrees in (
+        ("words", "vocab_size", corpus.vocab_size, entry.expects.vocab_size, int.__eq__),
+        ("tokens a row", "row_len", corpus.row_len, entry.expects.row_len, int.__eq__),
+        ("training tokens", "tokens", len(corpus) * corpus.row_len, entry.expects.tokens, int.__ge__),
+    ):
+        if not agrees(found, expected):
+            raise RecipeError(
+                f"{entry.path}: has {found:,} {what}, and the recipe expects {expected:,} (corpus[].expects.{key}). "
+                "Prepare another corpus, or change what is expected: null expects nothing."
+            )
 
 
 def pick_device() -> torch.device:
@@ -200,7 +175,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
-def _mean(name: str, stores: tuple[Store, ...]) -> float:
+def _heldout(path: str, first: Corpus) -> Corpus:
+    """A held-out split in the student's words."""
+    split = Corpus(path, split="held_out")
+    if split.manifest["tokenizer"]["sha256"] != first.manifest["tokenizer"]["sha256"]:
+        raise RecipeError(
+            f"heldout: {path} has another tokenizer than {first.path}. Prepare it with the same, or leave it out."
+        )
+    return split
+
+
+def _mean(name: str, stores: list[Store]) -> float:
     """What the captures measured of their teachers, weighted by positions."""
     tests = [(store.manifest.get("self_test") or {}, store.totals["positions"]) for store in stores]
     if any(name not in test for test, _ in tests):
@@ -211,8 +196,9 @@ def _mean(name: str, stores: tuple[Store, ...]) -> float:
     return total / sum(int(positions) for _, positions in tests)
 
 
-def _matching_store(path: str | None, corpus: Corpus, recipe: Recipe) -> Store:
-    assert path is not None
+def matching_store(path: str, corpus: Corpus, recipe: Recipe) -> Store:
+    """The store at `path`, open. Raises StoreError where it is of another corpus, RecipeError where the recipe cannot
+    read it so."""
     store = Store(path)
     made_from = store.manifest["corpus"]
     for what, value, expected in (

@@ -1,28 +1,26 @@
-"""`predistill prepare`: text to a corpus of rows, in flat memory, the same bytes from any number of processes."""
+"""`predistill prepare`: text or conversations to a corpus of rows, in flat memory, the same bytes from any number of
+processes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from predistill import __version__
 from predistill.corpus.building import check_free, moved_when_whole
-from predistill.corpus.reader import FORMAT, SPLITS, Corpus
+from predistill.corpus.reader import INSTRUCT_FORMAT, SPLITS, Corpus
 from predistill.corpus.rows import SplitStats, SplitWriter, id_dtype_of
 from predistill.corpus.split import is_held_out, split_hash
-from predistill.corpus.text import Documents
 from predistill.corpus.tokenizer import CorpusTokenizer, load_tokenizer, sample_texts, train_bpe
-from predistill.corpus.workers import tokenised
 from predistill.errors import CorpusError
 from predistill.files import write_sealed_json
 from predistill.fingerprint import file_sha256
+from predistill.stages.material import Conversations, Material, OnProgress, Texts
 
 __all__ = ["prepare"]
-
-OnProgress = Callable[[int, int, str], None]
 
 
 def prepare(
@@ -37,11 +35,16 @@ def prepare(
     text_field: str = "text",
     skip_bad: bool = False,
     document_mask: bool = False,
+    instruct: bool = False,
+    chat_template: str | Path | None = None,
     processes: int | None = None,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Turn `sources` into a corpus at `out`, with a `tokenizer` that is given or one of `train_tokenizer` entries.
+
+    With `instruct` the sources hold conversations, written by the template in the file `chat_template`, else the
+    tokenizer's own, else a plain one; what the assistant says is counted, and the rest is only read.
 
     The corpus is built beside `out` and moved there when it is whole: a kill leaves nothing at `out`, and running again
     starts afresh. `processes` (default: the cores at hand) changes the speed and not one byte. `on_progress` hears
@@ -49,12 +52,25 @@ def prepare(
     `fingerprint` and `notes`, sentences for the user. Raises `CorpusError` for unusable settings or text.
     """
     _check_settings(row_len=row_len, held_out=held_out, seed=seed, processes=processes)
+    _check_kind(instruct=instruct, chat_template=chat_template, text_field=text_field)
+    if (tokenizer is None) == (train_tokenizer is None):
+        raise CorpusError("Give one of --tokenizer PATH and --train-tokenizer SIZE.")
     check_free(Path(out), overwrite=overwrite)
-    documents = Documents(sources, text_field=text_field, skip_bad=skip_bad)
     progress = on_progress or _no_progress
-    chosen = _tokenizer(documents, tokenizer, train_tokenizer, held_out, progress)
+    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
+    material: Material = Texts.of(sources, text_field=text_field, skip_bad=skip_bad)
+    if instruct:
+        material = Conversations.of(
+            sources,
+            template=chat_template,
+            tokenizer_path=tokenizer,
+            tokenizer=loaded,
+            document_mask=document_mask,
+            skip_bad=skip_bad,
+        )
+    chosen = loaded or _trained(material, train_tokenizer, held_out, progress)
     with moved_when_whole(Path(out)) as folder:
-        chosen.save(folder)
+        material.save(chosen, folder)
         train, test = (
             SplitWriter(
                 folder / f"{split}.bin",
@@ -62,22 +78,18 @@ def prepare(
                 end_id=chosen.end_id,
                 id_dtype=id_dtype_of(chosen.vocab_size),
                 seed=seed,
+                marked=instruct,
             )
             for split in SPLITS
         )
-        pairs = tokenised(
-            _watched(documents, "tokenise", progress),
-            tokenizer_path=folder / "tokenizer.json",
-            id_dtype=id_dtype_of(chosen.vocab_size),
-            processes=processes or _cores(),
-        )
-        with closing(pairs):  # ends the processes, whatever happens
-            for text, ids in pairs:
-                (test if is_held_out(split_hash(text), held_out) else train).add(text, ids)
+        tokenised = material.tokenised(chosen, folder, processes=processes or _cores(), progress=progress)
+        with closing(tokenised):  # ends the processes, whatever happens
+            for text, ids, decides in tokenised:
+                (test if is_held_out(split_hash(decides), held_out) else train).add(text, ids)
         splits = _written({"train": train, "held_out": test}, chosen, progress)
         _check_rows(splits["train"], Path(out), row_len)
         manifest = {
-            "format": FORMAT,
+            "format": material.format,
             "predistill": __version__,
             "row_len": row_len,
             "document_mask": document_mask,
@@ -92,9 +104,9 @@ def prepare(
                 "end_id": chosen.end_id,
                 "trained_here": train_tokenizer is not None,
             },
-            "text_field": text_field,
-            "sources": [{"name": path.name, "bytes": path.stat().st_size} for path in documents.files],
-            "skipped": dict(sorted(documents.skipped.items())),
+            **material.facts,
+            "sources": [{"name": path.name, "bytes": path.stat().st_size} for path in material.documents.files],
+            "skipped": dict(sorted(material.documents.skipped.items())),
             "splits": splits,
         }
         write_sealed_json(folder / "manifest.json", manifest)
@@ -116,26 +128,18 @@ def _check_settings(*, row_len: int, held_out: float, seed: int, processes: int 
         raise CorpusError(f"--processes {processes}: give at least 1.")
 
 
-def _tokenizer(
-    documents: Documents,
-    given: str | Path | None,
-    vocab_size: int | None,
-    held_out: float,
-    progress: OnProgress,
-) -> CorpusTokenizer:
-    if given is not None and vocab_size is None:
-        return load_tokenizer(given)
-    if given is None and vocab_size is not None:
-        sample = sample_texts(_watched(documents, "sample", progress), held_out=held_out)
-        return train_bpe(sample, vocab_size=vocab_size)
-    raise CorpusError("Give one of --tokenizer PATH and --train-tokenizer SIZE.")
+def _check_kind(*, instruct: bool, chat_template: str | Path | None, text_field: str) -> None:
+    if instruct and text_field != "text":
+        raise CorpusError(
+            f"--text-field {text_field}: does not go with --instruct, which reads messages, or question and solution."
+        )
+    if chat_template is not None and not instruct:
+        raise CorpusError(f"--chat-template {chat_template}: is for conversations. Give --instruct with it.")
 
 
-def _watched(documents: Documents, phase: str, progress: OnProgress) -> Iterator[bytes]:
-    for text in documents:
-        progress(documents.done_bytes, documents.total_bytes, phase)
-        yield text
-    progress(documents.done_bytes, documents.total_bytes, phase)
+def _trained(material: Material, vocab_size: int | None, held_out: float, progress: OnProgress) -> CorpusTokenizer:
+    assert vocab_size is not None
+    return train_bpe(sample_texts(material.sample(progress), held_out=held_out), vocab_size=vocab_size)
 
 
 def _written(writers: dict[str, SplitWriter], chosen: CorpusTokenizer, progress: OnProgress) -> dict[str, SplitStats]:
@@ -163,13 +167,24 @@ def _notes(manifest: dict[str, Any]) -> list[str]:
     if manifest["skipped"]:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
         notes.append(f"Left out {sum(manifest['skipped'].values()):,} bad documents: {counts}.")
-    held_out = manifest["splits"]["held_out"]
+    train, held_out = (manifest["splits"][split] for split in SPLITS)
+    if manifest["format"] == INSTRUCT_FORMAT:
+        labels = train["tokens"] - 1
+        notes.append(
+            f"{train['documents']:,} conversations to train on, in the words of the {_named(manifest)} template: the "
+            f"responses are {train['counted']:,} of {labels:,} tokens ({train['counted'] / labels:.1%})."
+        )
     if manifest["held_out"] and not held_out["rows"]:
         found = f"{held_out['documents']:,} held-out documents fill no row"
         notes.append(
             f"Nothing can be evaluated on this corpus: its {found}. Give more documents or a larger --held-out."
         )
     return notes
+
+
+def _named(manifest: dict[str, Any]) -> str:
+    source: str = manifest["chat_template"]["source"]
+    return {"plain": "plain", "tokenizer": "tokenizer's"}.get(source, source)
 
 
 def _cores() -> int:

@@ -21,19 +21,22 @@ from predistill.teachers.load import DTYPES, load_teacher
 from predistill.teachers.logged import TargetLog
 from predistill.teachers.stored import StoredTeacher
 from predistill.training.step import MicroBatch, Observer
+from predistill.world import World
 
 __all__ = ["observer", "target_log", "teachers_of"]
 
 
-def teachers_of(recipe: Recipe, inputs: Inputs, device: torch.device) -> list[Teacher]:
-    """A teacher for each corpus, in the recipe's order; none where the student learns from the text alone.
+def teachers_of(recipe: Recipe, inputs: Inputs, device: torch.device) -> list[Teacher | None]:
+    """A teacher for each corpus, in the recipe's order (None: it has no store); none where the student learns from the
+    text alone.
 
     Raises TeacherError for a live teacher that cannot be loaded.
     """
     if isinstance(recipe.teacher, StoredTeaching):
         needs = (*recipe.temperature.needs, *recipe.positions.needs)
         return [
-            StoredTeacher(store, truncation=recipe.truncation, device=device, needs=needs) for store in inputs.stores
+            None if store is None else StoredTeacher(store, truncation=recipe.truncation, device=device, needs=needs)
+            for store in inputs.stores
         ]
     if not isinstance(recipe.teacher, LiveTeaching):
         return []
@@ -59,7 +62,7 @@ def tempered(recipe: Recipe) -> float | None:
 
 
 def target_log(
-    recipe: Recipe, inputs: Inputs, run: Run, state: dict[str, Any] | None
+    recipe: Recipe, inputs: Inputs, run: Run, state: dict[str, Any] | None, world: World
 ) -> AbstractContextManager[TargetLog | None]:
     """The log that recipe.log_targets asks for, going on where `state` of the run's checkpoint says; else None.
 
@@ -83,6 +86,7 @@ def target_log(
         rows=log.rows,
         made_by=made_by,
         state=state,
+        world=world,
     )
 
 

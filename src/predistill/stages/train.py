@@ -1,90 +1,121 @@
-"""predistill train: a student from a recipe, LM alone or taught; resumes where it was, bit for bit."""
+"""predistill train: a student from a recipe, LM alone or taught; on one process or many; resumes where it was."""
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from predistill.errors import RunError, Stopped
-from predistill.evaluation.heldout import heldout_loss
-from predistill.recipe import Recipe
-from predistill.runs import Metrics, Run
+from predistill.errors import Stopped
+from predistill.evaluation.heldout import heldout_in_training
+from predistill.recipe import FREE, Recipe
+from predistill.runs import Run
 from predistill.stages.batches import Batches
 from predistill.stages.inputs import Inputs, open_inputs, pick_device
+from predistill.stages.journal import Journal, Record, RollBack
 from predistill.stages.teaching import observer, target_log
 from predistill.students.build import build_student, load_model
 from predistill.students.card import model_card
+from predistill.students.check import check_student
 from predistill.students.export import export_student
-from predistill.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from predistill.students.presets import PRESETS
+from predistill.training.checkpoint import Checkpoints
 from predistill.training.optim import adamw, set_lr
+from predistill.training.parallel import parallelised, whole_weights
 from predistill.training.step import StepResult, train_step
+from predistill.training.student import Student
+from predistill.world import World, joined
 
 __all__ = ["train"]
 
 HELDOUT_ROWS = 64  # of the cadence in training; `predistill evaluate` measures the whole split
 
-Record = Mapping[str, Any]
 
-
-def train(recipe: Recipe, *, out: str | Path, on_record: Callable[[Record], None] | None = None) -> Run:
+def train(
+    recipe: Recipe, *, out: str | Path, force: bool = False, on_record: Callable[[Record], None] | None = None
+) -> Run:
     """Train the student of `recipe` in run directory `out`, or go on with it; a finished run is left alone.
 
-    `on_record` sees every line of metrics.jsonl. Raises Stopped, with all saved, after SIGTERM or SIGINT.
+    Under torchrun every process calls this, and the first one writes. `force`: go on whatever the recipe or its inputs
+    were before. `on_record` sees every line of metrics.jsonl, and what the watch finds. Raises Stopped, with all saved,
+    after SIGTERM or SIGINT.
     """
     inputs = open_inputs(recipe)
-    run = Run.open(out, recipe=recipe.resolved(), environment=inputs.environment(recipe))
-    if run.done is not None:
-        return run
-    device = pick_device()
-    model = _student(recipe, inputs, device)
-    optimizer = adamw(model, betas=recipe.optimizer.betas, weight_decay=recipe.optimizer.weight_decay)
-    clock, logged = _resume(run, model, optimizer)
-    batches = Batches(recipe, inputs, device)
-    with (
-        batches,
-        target_log(recipe, inputs, run, logged) as log,
-        _metrics(run, clock, on_record) as write,
-        _stop_requested() as stop_requested,
-    ):
+    with joined(pick_device()) as world, _stop_requested() as stop_requested:
+        if world.first:
+            Run.open(out, recipe=recipe.resolved(), environment=inputs.environment(recipe), free=FREE, force=force)
+        run = Run(world.share(out))
+        done = world.share(run.done is not None)
+        while not done:
+            try:
+                _train(recipe, inputs, run, world, stop_requested, on_record)
+                done = True
+            except RollBack:
+                pass  # go on from the checkpoint before, which is the newest now
+    return run
+
+
+def _train(
+    recipe: Recipe,
+    inputs: Inputs,
+    run: Run,
+    world: World,
+    stop_requested: Callable[[], bool],
+    on_record: Callable[[Record], None] | None,
+) -> None:
+    """From the newest checkpoint to the end."""
+    student = _student(recipe, inputs, world)
+    optimizer = adamw(student.model, betas=recipe.optimizer.betas, weight_decay=recipe.optimizer.weight_decay)
+    with ExitStack() as opened:
+        checkpoints = opened.enter_context(_checkpoints(recipe, run, world))
+        clock, logged = _resume(checkpoints, student, optimizer)
+        batches = opened.enter_context(Batches(recipe, inputs, world))
+        log = opened.enter_context(target_log(recipe, inputs, run, logged, world))
+        journal = opened.enter_context(_journal(recipe, run, world, batches, checkpoints, clock, on_record))
         for step in range(clock.step, recipe.steps):
             alpha = recipe.alpha(step + 0.5, recipe.steps) if recipe.taught else 0.0
             lr = recipe.lr(step + 0.5, recipe.steps)  # the middle of the step: neither end of a schedule is lost
             set_lr(optimizer, lr)
+            torch.manual_seed(
+                ((recipe.seed << 32) + step * world.size + world.rank) % 2**63
+            )  # of dropout, where there is any
             waited, read = batches.stall_seconds, batches.reader_cpu_seconds
             with clock:
                 result = train_step(
-                    model, optimizer, batches.window(step), objective=batches.objective, alpha=alpha,
-                    clip=recipe.optimizer.clip, end_id=batches.end_id, autocast=batches.autocast,
-                    observe=observer(log, step),
+                    student, optimizer, batches.window(step), objective=batches.objective, alpha=alpha,
+                    clip=recipe.optimizer.clip, world=world, update=step + 1 not in journal.skipped,
+                    asked=stop_requested, observe=observer(log, step),
                 )  # fmt: skip
             clock.cpu_seconds += batches.reader_cpu_seconds - read
-            stall_s = batches.stall_seconds - waited
-            record = _step_record(result, clock, batches.tokens(clock.step), alpha=alpha, lr=lr, run=run)
-            write({**record, "stall_s": round(stall_s, 4)})
+            tokens = batches.tokens(clock.step)
+            record = _step_record(result, clock, tokens, alpha=alpha, lr=lr)
+            journal.write({**record, "stall_s": round(batches.stall_seconds - waited, 4)})
             if _due(clock.step, recipe.every(recipe.evaluate_every), recipe.steps):
-                loss = heldout_loss(model, inputs.heldout, rows=HELDOUT_ROWS)
-                write({"kind": "heldout", "step": clock.step, "tokens": batches.tokens(clock.step), "loss_nats": loss})
-            stopping = stop_requested()
+                for path, corpus in inputs.heldout.items():
+                    if measured := heldout_in_training(student, corpus, rows=HELDOUT_ROWS, world=world):
+                        which = {"kind": "heldout", "step": clock.step, "tokens": tokens, "corpus": path}
+                        journal.write({**which, **measured})
+            stopping = result.asked > 0
             if stopping or _due(clock.step, recipe.every(recipe.checkpoint_every), recipe.steps):
-                write.sync()
-                _save(run, model, optimizer, clock, keep=recipe.keep, logged=None if log is None else log.state())
+                journal.sync()
+                facts = {"clock": asdict(clock), "logged": None if log is None else log.state()}
+                checkpoints.save(student, optimizer, facts, step=clock.step)
             if stopping and clock.step < recipe.steps:
+                checkpoints.wait()
                 raise Stopped(
                     f"{run.path}: stopped at step {clock.step} of {recipe.steps}, saved. Run it again to go on."
                 )
         if log is not None:
             log.seal()
-    return _finish(run, model, inputs, clock)
+    _finish(inputs, run, world, student, clock)
 
 
 @dataclass
@@ -103,28 +134,6 @@ class _Clock:
             self.step += 1
         self.seconds += time.perf_counter() - self._started[0]
         self.cpu_seconds += time.process_time() - self._started[1]
-
-
-class _Writer:
-    """Writes a record to metrics.jsonl, and shows it to whoever watches."""
-
-    def __init__(self, metrics: Metrics, on_record: Callable[[Record], None] | None) -> None:
-        self._metrics, self._on_record = metrics, on_record
-        self.sync = metrics.sync
-
-    def __call__(self, record: Record) -> None:
-        self._metrics.write(record)
-        if self._on_record is not None:
-            self._on_record(record)
-
-
-@contextmanager
-def _metrics(run: Run, clock: _Clock, on_record: Callable[[Record], None] | None) -> Iterator[_Writer]:
-    metrics = Metrics(run, resume_step=clock.step)
-    try:
-        yield _Writer(metrics, on_record)
-    finally:
-        metrics.close()
 
 
 @contextmanager
@@ -147,55 +156,78 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _student(recipe: Recipe, inputs: Inputs, device: torch.device) -> PreTrainedModel:
+def _student(recipe: Recipe, inputs: Inputs, world: World) -> Student:
+    """The recipe's student, laid over the world; every process builds it whole first, with the same weights."""
+    first = inputs.corpora[0]
+    end_id = first.end_id if first.document_mask else None
+    where = torch.device("cpu") if world.size > 1 else world.device  # sharding moves it, block by block
     if recipe.student.from_ is None:
-        model = build_student(inputs.config, seed=recipe.seed, device=device)
+        model = build_student(inputs.config, seed=recipe.seed, device=where)
     else:
         start = Path(recipe.student.from_)
-        model = load_model(start / "model" if (start / "recipe.yaml").exists() else start, device=device)
+        model = load_model(start / "model" if (start / "recipe.yaml").exists() else start, device=where)
+    if recipe.student.preset not in PRESETS or recipe.student.from_ is not None:
+        check_student(model, end_id=end_id)
     model.train()
-    return model
+    bf16 = recipe.precision == "bf16"
+    student = Student(
+        model,
+        end_id=end_id,
+        autocast=torch.autocast(world.device.type, torch.bfloat16, enabled=bf16),
+    )
+    return parallelised(
+        student,
+        world,
+        shard=recipe.shard,
+        bf16=bf16,
+        activation_checkpointing=recipe.activation_checkpointing,
+        compiled=recipe.compile,
+    )
 
 
-def _resume(run: Run, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> tuple[_Clock, dict[str, Any] | None]:
+def _checkpoints(recipe: Recipe, run: Run, world: World) -> Checkpoints:
+    kept = recipe.every(recipe.keep_every)
+    return Checkpoints(run.path / "checkpoints", world, keep=recipe.keep, keep_steps=kept)
+
+
+def _journal(
+    recipe: Recipe,
+    run: Run,
+    world: World,
+    batches: Batches,
+    checkpoints: Checkpoints,
+    clock: _Clock,
+    on_record: Callable[[Record], None] | None,
+) -> Journal:
+    return Journal(
+        run,
+        world,
+        choice=recipe.watch,
+        steps=recipe.steps,
+        taught=recipe.taught,
+        resume_step=clock.step,
+        keep_batch=lambda step: batches.keep(step, run.path / "batches"),
+        forget=checkpoints.forget,
+        on_record=on_record,
+    )
+
+
+def _resume(
+    checkpoints: Checkpoints, student: Student, optimizer: torch.optim.Optimizer
+) -> tuple[_Clock, dict[str, Any] | None]:
     """Where the run's newest whole checkpoint is, and what its log of targets had then."""
-    path, damaged = latest_checkpoint(run.path / "checkpoints")
+    path, damaged = checkpoints.newest()
     for sentence in damaged:
         print(sentence, file=sys.stderr)  # stdout may be one JSON object
     if path is None:
         return _Clock(), None
-    state = load_checkpoint(path, device=model.device)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return _Clock(**state["clock"]), state.get("logged")
+    facts = checkpoints.load(path, student, optimizer)
+    return _Clock(**facts["clock"]), facts["logged"]
 
 
-def _save(
-    run: Run,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    clock: _Clock,
-    *,
-    keep: int,
-    logged: dict[str, Any] | None,
-) -> None:
-    counters = {"step": clock.step, "seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
-    state = {
-        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "clock": counters, "logged": logged,
-    }  # fmt: skip
-    save_checkpoint(run.path / "checkpoints", step=clock.step, state=state, keep=keep)
-
-
-def _step_record(
-    result: StepResult, clock: _Clock, tokens: int, *, alpha: float, lr: float, run: Run
-) -> dict[str, Any]:
+def _step_record(result: StepResult, clock: _Clock, tokens: int, *, alpha: float, lr: float) -> dict[str, Any]:
     """The line of metrics.jsonl for one step: means over counted labels, kd and kl over taught positions."""
     count, kd_count = max(result.count, 1), max(result.kd_count, 1)
-    if not math.isfinite(result.total) or not math.isfinite(result.grad_norm):
-        raise RunError(
-            f"{run.path}: not finite at step {clock.step} (loss {result.total / count:.4g}, gradient norm "
-            f"{result.grad_norm:.4g}). The last checkpoint is untouched; lower lr.peak, or set optimizer.clip."
-        )
     return {
         "kind": "step",
         "step": clock.step,
@@ -209,6 +241,7 @@ def _step_record(
         "grad_norm": result.grad_norm,
         "seconds": round(clock.seconds, 3),
         "tokens_per_s": round(tokens / clock.seconds, 1),
+        **({} if result.updated else {"skipped": True}),
     }
 
 
@@ -216,7 +249,10 @@ def _due(step: int, every: int | None, steps: int) -> bool:
     return step == steps or (every is not None and step % every == 0)
 
 
-def _finish(run: Run, model: PreTrainedModel, inputs: Inputs, clock: _Clock) -> Run:
+def _finish(inputs: Inputs, run: Run, world: World, student: Student, clock: _Clock) -> None:
+    model = _whole_model(student, inputs, world)
+    if not world.first:
+        return
     export_student(
         model,
         out=run.model_path,
@@ -237,4 +273,13 @@ def _finish(run: Run, model: PreTrainedModel, inputs: Inputs, clock: _Clock) -> 
             "model": "model",
         },
     )
-    return run
+
+
+def _whole_model(student: Student, inputs: Inputs, world: World) -> PreTrainedModel:
+    """The model with all its weights, on the first process; every process takes part."""
+    if world.size == 1:
+        return student.model
+    weights = whole_weights(student.model, world)
+    model = build_student(inputs.config, seed=0, device=torch.device("cpu"))
+    model.load_state_dict(weights, strict=world.first)
+    return model

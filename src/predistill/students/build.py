@@ -22,6 +22,8 @@ def student_config(name: str, *, vocab_size: int, row_len: int, end_id: int) -> 
     """The configuration of preset `name`, or of a Hugging Face config.json (file or directory), for a tokenizer.
 
     `vocab_size`, `row_len` (context, tokens) and `end_id` come from the corpus: they are derived, never asked twice.
+    No token is padding: Transformers neither initialises nor trains a padding id's embedding, and Gemma's is 0, which
+    is a word of the corpus. A context shorter than a row is lengthened to it.
     """
     if name in PRESETS:
         return _llama_config(PRESETS[name], vocab_size=vocab_size, row_len=row_len, end_id=end_id)
@@ -34,12 +36,22 @@ def student_config(name: str, *, vocab_size: int, row_len: int, end_id: int) -> 
         config: PretrainedConfig = AutoConfig.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(f"{name}: not a Hugging Face configuration: {_first_line(error)}") from None
-    config.vocab_size, config.bos_token_id, config.eos_token_id = vocab_size, end_id, end_id
+    text = config.get_text_config()
+    text.vocab_size = vocab_size
+    for part in (config, text):
+        part.bos_token_id, part.eos_token_id, part.pad_token_id = end_id, end_id, None
+    if (getattr(text, "max_position_embeddings", None) or row_len) < row_len:
+        text.max_position_embeddings = row_len
     return config
 
 
 def build_student(config: PretrainedConfig, *, seed: int, device: torch.device) -> PreTrainedModel:
     """A freshly initialised causal model in float32; the same seed gives the same weights."""
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise RecipeError(
+            f'student.preset: Transformers has no causal language model of type "{config.model_type}". Name the '
+            "config.json of one that it has."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

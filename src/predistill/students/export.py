@@ -22,7 +22,7 @@ def export_student(model: PreTrainedModel, *, out: Path, tokenizer: Path, card: 
     model.save_pretrained(temporary)
     for file in temporary.iterdir():
         file.chmod(0o644)  # the weights arrive as 0600, and a packaged model must be readable by all
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, temporary / name)
     write_atomic(temporary / "README.md", card.encode())

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-__all__ = ["Head", "document_mask", "head_of", "hidden_states"]
+from predistill.students.masks import layer_masks
+from predistill.students.router import balances, router_loss
+
+__all__ = ["Head", "Hidden", "head_of", "hidden_states", "run"]
 
 
 @dataclass(frozen=True)
@@ -58,24 +61,43 @@ class Head:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The head of a Hugging Face causal model: Cohere multiplies by logit_scale, Granite divides by logits_scaling,
-    Gemma 2 caps at final_logit_softcapping; most do none of it."""
+    """The head of a Hugging Face causal model: Cohere multiplies by logit_scale and Falcon-H1 by lm_head_multiplier,
+    Granite divides by logits_scaling; Gemma caps at final_logit_softcapping, and two others by other names. Most do
+    none of it; `check_student` tells who does something else."""
     config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(model.get_output_embeddings(), scale, None if softcap is None else float(softcap))
+    scale = 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
+    for name in ("logit_scale", "lm_head_multiplier"):
+        scale *= float(getattr(config, name, None) or 1.0)
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    softcap = next((float(found) for name in names if (found := getattr(config, name, None)) is not None), None)
+    return Head(model.get_output_embeddings(), scale, softcap)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What a backbone gives the loss: its last hidden states [B, T, D], and where the architecture has one its router
+    loss, a mean over positions, with its coefficient."""
+
+    hidden_BTD: torch.Tensor
+    router: torch.Tensor | None
+
+
+def run(model: PreTrainedModel, input_BT: torch.Tensor, *, end_id: int | None) -> Hidden:
+    """`hidden_states`, and the router loss beside them: what a training step needs.
+
+    The two share a graph: under activation checkpointing call backward once, on their sum.
+    """
+    if not balances(model):
+        return Hidden(hidden_states(model, input_BT, end_id=end_id), None)
+    mask = None if end_id is None else layer_masks(model, input_BT, end_id=end_id)
+    backbone = model.base_model
+    output = backbone(input_ids=input_BT, attention_mask=mask, use_cache=False, output_router_logits=True)
+    return Hidden(output.last_hidden_state, router_loss(model, output.router_logits))
 
 
 def hidden_states(model: PreTrainedModel, input_BT: torch.Tensor, *, end_id: int | None) -> torch.Tensor:
     """Last hidden states [B, T, D] of `input_BT`; with `end_id` given, a token sees its own document only."""
-    mask = None if end_id is None else document_mask(input_BT, end_id=end_id)
+    mask = None if end_id is None else layer_masks(model, input_BT, end_id=end_id)
     backbone = model.base_model
     hidden_BTD: torch.Tensor = backbone(input_ids=input_BT, attention_mask=mask, use_cache=False).last_hidden_state
     return hidden_BTD
-
-
-def document_mask(input_BT: torch.Tensor, *, end_id: int) -> torch.Tensor:
-    """Boolean [B, 1, T, T], True = may attend: causal, within one document. The end token opens the next document."""
-    document_BT = (input_BT == end_id).cumsum(dim=1)
-    same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
-    return same_BTT.tril()[:, None]

@@ -23,6 +23,7 @@ from predistill.students.forward import Head
 from predistill.teachers.csr import csr_arrays
 from predistill.teachers.facts import store_facts
 from predistill.teachers.pieces import Pieces
+from predistill.world import World
 
 __all__ = ["TargetLog"]
 
@@ -40,14 +41,15 @@ class TargetLog:
         rows: int | None,
         made_by: dict[str, Any],
         state: dict[str, Any] | None,
+        world: World,
     ) -> None:
         """Go on with store `out` where `state` (of the checkpoint; None: from nothing) says.
 
         `steps`: from 0, whose rows are written, at most `rows` of them. `made_by`: what names the run in the manifest,
-        equal when it goes on. Raises StoreError where another run has begun or finished `out`, and where it holds less
-        than the checkpoint counts.
+        equal when it goes on. Every process of the run has a log, and the first one writes for all. Raises StoreError
+        where another run has begun or finished `out`, and where it holds less than the checkpoint counts.
         """
-        self._out, self._corpus, self._steps = out, corpus, steps
+        self._out, self._corpus, self._steps, self._world = out, corpus, steps, world
         self._limit = len(corpus) if rows is None else min(rows, len(corpus))
         self._pieces = Pieces(truncation, corpus.vocab_size)
         # Machine and versions are in the run's own records: it may go on elsewhere.
@@ -60,10 +62,10 @@ class TargetLog:
         self._sealed = is_complete(out)
         if self._sealed:
             self._check_same(Store(out))
-        elif (permutation := read_permutation(out)) is not None:
+        elif world.first and (permutation := read_permutation(out)) is not None:
             self._writer = self._opened(permutation)
-        if not self._sealed and self._rows and (self._writer is None or len(self._writer.done_rows) != self._rows):
-            found = 0 if self._writer is None else len(self._writer.done_rows)
+        found = 0 if self._writer is None else len(self._writer.done_rows)
+        if world.first and not self._sealed and found != self._rows > 0:
             self.close()
             raise StoreError(
                 f"{out}: holds {found:,} of the {self._rows:,} rows that the run's checkpoint counts. Put the store "
@@ -83,20 +85,28 @@ class TargetLog:
     def add(self, rows: npt.NDArray[np.int64], ids_BT1: torch.Tensor, *, head: Head, hidden_BTD: torch.Tensor) -> None:
         """Write corpus rows `rows`, of tokens `ids_BT1`, whose last hidden states are `hidden_BTD`; what is there
         already stays as it is."""
-        first = {int(row): i for i, row in reversed(list(enumerate(rows)))}  # a row twice in a batch: its first place
-        new = sorted(i for row, i in first.items() if self._writer is None or row not in self._writer)
-        if not (new := new[: self._limit - self._rows]):
-            return
-        targets = self._targets(rows[new], ids_BT1[new], head, hidden_BTD[new])
-        if self._writer is None:
-            counts = sum(np.bincount(row.ids_E, minlength=self._corpus.vocab_size) for row in targets)
+        first = sorted({int(row): i for i, row in reversed(list(enumerate(rows)))}.values())  # a row twice: its first
+        if self._world.size == 1:  # of one process what is known already need not be made
+            first = self._new(rows, first)
+        targets = self._targets(rows[first], ids_BT1[first], head, hidden_BTD[first]) if first else []
+        hashes = [row_hash(ids_BT1[i].cpu().numpy()) for i in first]
+        found = [part for parts in self._world.collect(list(zip(hashes, targets, strict=True))) for part in parts]
+        if found and self._writer is None:
+            counts = sum(np.bincount(row.ids_E, minlength=self._corpus.vocab_size) for _, row in found)
             self._writer = self._opened(np.argsort(-np.asarray(counts), kind="stable"))
-        for i, row_targets in zip(new, targets, strict=True):
-            self._writer.write(int(rows[i]), row_hash(ids_BT1[i].cpu().numpy()), row_targets)
-            self._count(row_targets)
+        for row_hash_, row_targets in found:
+            row = int(row_targets.row_ids[0])
+            if self._writer is not None and row not in self._writer and self._rows < self._limit:
+                self._writer.write(row, row_hash_, row_targets)
+                self._count(row_targets)
+        self._rows = self._world.share(self._rows)
+
+    def _new(self, rows: npt.NDArray[np.int64], places: list[int]) -> list[int]:
+        new = [i for i in places if self._writer is None or int(rows[i]) not in self._writer]
+        return new[: self._limit - self._rows]
 
     def state(self) -> dict[str, Any]:
-        """Make what was written durable; what a checkpoint has to keep of it."""
+        """On the first process: make what was written durable; what a checkpoint has to keep of it."""
         if self._writer is not None:
             self._writer.flush()
             self._kept = {"shards": self._writer.shards, "rows": self._rows, "sums": dict(self._sums)}

@@ -1,0 +1,168 @@
+"""What a run says of itself while it goes on: its metrics, what the watch found in them, and whoever listens."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from predistill.errors import RunError
+from predistill.files import write_atomic
+from predistill.runs import Metrics, Run
+from predistill.training.watch import Finding, Watch, WatchChoice
+from predistill.world import World
+
+__all__ = ["Journal", "Record", "RollBack"]
+
+Record = Mapping[str, Any]
+
+LOST = 5  # steps that are not finite one after the other: it is the weights, not a batch
+ROLLBACKS = 3
+NUMBERS = ("loss", "lm", "grad_norm")  # that every step has
+KEPT = ("not_finite", "spike")  # whose batch is named and kept
+
+
+class RollBack(Exception):
+    """The watch asks for the state before step `since`."""
+
+    def __init__(self, since: int) -> None:
+        super().__init__(since)
+        self.since = since
+
+
+class Journal:
+    """The records of a run from `resume_step` on. Every process has one and sees every record, so that all of them
+    decide alike; the first one writes. A context manager."""
+
+    def __init__(
+        self,
+        run: Run,
+        world: World,
+        *,
+        choice: WatchChoice,
+        steps: int,
+        taught: bool,
+        resume_step: int,
+        keep_batch: Callable[[int], Path],
+        forget: Callable[[int], None],
+        on_record: Callable[[Record], None] | None,
+    ) -> None:
+        """`keep_batch(step)` writes the rows and tokens of a step (from 1) to a file, and names it; `forget(step)`
+        drops the checkpoints of that step and after."""
+        self._run, self._policy, self._on_record = run, choice.policy, on_record
+        self._keep_batch, self._forget = keep_batch, forget
+        self._metrics = Metrics(run, resume_step=resume_step) if world.first else None
+        self._findings = _Findings(run.path / "findings.jsonl", resume_step) if world.first else None
+        history = world.share(run.metrics() if world.first else [])
+        rolled_back = world.share(_rolled_back(run) if world.first else [])
+        self._rollbacks = len(rolled_back)
+        # Steps (from 1) whose update is left out, and which are not judged again.
+        self.skipped = {step for line in rolled_back for step in range(line["since"], line["step"] + 1)}
+        baseline = () if choice.baseline is None else Run(choice.baseline).metrics()
+        self._watch = Watch(choice, steps=steps, taught=taught, baseline=baseline)
+        self._lost = 0
+        for record in history:
+            self._see(record)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._metrics is not None and self._findings is not None:
+            self._metrics.close()
+            self._findings.close()
+
+    def write(self, record: Record) -> None:
+        """Take in a record, and do what the watch's policy says of what it finds there.
+
+        Raises RollBack, and RunError where the run must not go on.
+        """
+        record = {key: _finite(value) for key, value in record.items()}
+        if self._metrics is not None:
+            self._metrics.write(record)
+            self._tell(record)
+        findings = self._see(record)
+        severe = next((finding for finding in findings if finding.severe), None)
+        rollback = severe is not None and self._policy == "rollback" and self._rollbacks < ROLLBACKS
+        if severe is not None and rollback:
+            self._forget(severe.since)  # before it is written down: what is not written is found again
+        for finding in findings if self._findings is not None else ():
+            self._note(finding)
+        if severe is not None and rollback:
+            raise RollBack(severe.since)
+        if severe is not None and self._policy != "warn":
+            again = f" after {ROLLBACKS} times rolling back" if self._policy == "rollback" else ""
+            raise RunError(f"{self._run.path}: stopped by its watch{again}. {severe.sentence}")
+        if self._lost >= LOST:
+            raise RunError(
+                f"{self._run.path}: not finite at step {record['step']}, and {LOST} times in a row. The last "
+                "checkpoint is untouched; lower lr.peak, or set optimizer.clip."
+            )
+
+    def sync(self) -> None:
+        """Make every record durable: called before a checkpoint counts as complete."""
+        if self._metrics is not None:
+            self._metrics.sync()
+
+    def _see(self, record: Record) -> list[Finding]:
+        if record["step"] in self.skipped:
+            return []
+        if record["kind"] == "step":
+            bad = [key for key in NUMBERS if record[key] is None]
+            self._lost = self._lost + 1 if bad else 0
+            record = {**record, **dict.fromkeys(bad, math.nan)}
+        return self._watch.see(record)
+
+    def _note(self, finding: Finding) -> None:
+        """Write a finding, and its batch where that may be what is wrong."""
+        assert self._findings is not None
+        line = {**asdict(finding), "action": self._policy if finding.severe else "warn"}
+        if finding.kind in KEPT:
+            kept = self._keep_batch(finding.step).relative_to(self._run.path)
+            line |= {"batch": str(kept), "sentence": f"{finding.sentence} Its rows are in {kept}."}
+        self._findings.write(line)
+        self._tell({**line, "kind": "finding", "finding": finding.kind})
+
+    def _tell(self, record: Record) -> None:
+        if self._on_record is not None:
+            self._on_record(record)
+
+
+class _Findings:
+    """findings.jsonl: cut to the step that is resumed, but for what was rolled back; then appended to, durably."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        kept = [line for line in _lines(path) if line["step"] <= resume_step or line["action"] == "rollback"]
+        write_atomic(path, b"".join(map(_bytes, kept)))
+        self._file: io.BufferedWriter = path.open("ab")
+
+    def write(self, line: Record) -> None:
+        self._file.write(_bytes(line))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _rolled_back(run: Run) -> list[dict[str, Any]]:
+    return [line for line in _lines(run.path / "findings.jsonl") if line["action"] == "rollback"]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    data = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+
+
+def _bytes(line: Record) -> bytes:
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,89 @@
+"""The processes that train one student together; torchrun starts them, and its environment says who they are.
+
+One process is a world of one, and takes the same path: what there is to sum, share or collect is its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from predistill.errors import Stopped
+
+__all__ = ["World", "joined", "world_size"]
+
+Value = TypeVar("Value")
+
+
+def world_size() -> int:
+    """How many processes torchrun has started, over all machines; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run: this one's number, how many there are, and where this one computes.
+
+    What takes part in a sum, a share or a gather must be called by all of them, in the same order.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor`, in place the sum over all processes: the same bits in each."""
+        if self.size > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def share(self, value: Value) -> Value:
+        """What the first process gave."""
+        if self.size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def collect(self, value: Value) -> list[Value]:
+        """What every process gave, by number, on the first process; nothing on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.gather_object(value, values if self.first else None, dst=0)
+        return values if self.first else []
+
+    def slice_of(self, rows: int) -> slice:
+        """This process's part of a batch of `rows` (a multiple of the size)."""
+        each = rows // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The world that torchrun's environment describes, joined: left when all went well or was stopped, and with the
+    process when something failed, since the others may wait in a sum."""
+    if world_size() == 1:
+        yield World(0, 1, device)
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    world = World(distributed.get_rank(), distributed.get_world_size(), device)
+    try:
+        yield world
+    except Stopped:
+        distributed.destroy_process_group()
+        raise
+    distributed.destroy_process_group()
