@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from predistill import display
-from predistill.display import DRAW_SECONDS, SPARKS, Cost, Progress, shown_training
+from predistill.display import DRAW_SECONDS, shown_training
+from predistill.pace import SPARKS, Cost, Progress
 
 STEPS, TOKENS, SECONDS = 1000, 4096, 0.5
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

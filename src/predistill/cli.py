@@ -200,7 +200,7 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code != TYPER_INTERRUPTED:
             raise
-        Console(stderr=True).print("Interrupted. What was whole is saved; run the same command again to go on.")
+        _say("Interrupted. What was whole is saved; run the same command again to go on.", of_all=True)
         sys.exit(3)
     except Stopped as stopped:
         _say(str(stopped), of_all=True)

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from predistill.display import Cost, shown_training
+from predistill.display import shown_training
+from predistill.pace import Cost
 from predistill.terminal import progress, show, table
 
 __all__ = ["Json", "Overwrite", "doctor", "evaluate", "generate", "report", "runs", "train"]
@@ -37,7 +38,6 @@ def train(
 ) -> None:
     """A student from a recipe. Run it again after a stop: it goes on where it was."""
     from predistill.recipe import read_recipe
-    from predistill.runs import remove_run
     from predistill.stages.dry_run import dry_run as dry_sizes
     from predistill.stages.dry_run import words
     from predistill.stages.train import train as run
@@ -50,8 +50,7 @@ def train(
         show(facts, as_json, words(facts))
         return
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks for all
-    if overwrite and first and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":  # a restart goes on
-        remove_run(out)
+    anew = overwrite and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # a restart goes on
     with (
         shown_training(chosen.name, steps=chosen.steps, cost=lambda: _cost(out), quiet=as_json or not first) as shown,
         tracked(track or (), out, config=chosen.resolved()) as log,
@@ -61,7 +60,7 @@ def train(
             shown(record)
             log(record)
 
-        finished = run(chosen, out=out, force=force_resume, on_record=on_record)
+        finished = run(chosen, out=out, overwrite=anew, force=force_resume, on_record=on_record)
     if first:
         facts = {"run": str(finished.path), **(finished.done or {})}
         show(facts, as_json, table(facts))

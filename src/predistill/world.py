@@ -6,7 +6,7 @@ One process is a world of one, and takes the same path: what there is to sum, sh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from predistill.errors import Stopped
+from predistill.errors import PredistillError, Stopped
 
 __all__ = ["World", "joined", "world_size"]
 
@@ -55,6 +55,20 @@ class World:
         box = [value]
         distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def of_first(self, action: Callable[[], Value]) -> Value:
+        """What `action` gave the first process, which alone does it. What it refuses ends all of them, and is said by
+        the first one."""
+        value, refused = None, None
+        if self.first:
+            try:
+                value = action()
+            except PredistillError as error:
+                refused = error
+        value, refused = self.share((value, refused))
+        if refused is not None:
+            raise refused if self.first else SystemExit(2)
+        return value  # type: ignore[return-value]  # the action's own, where it was not refused
 
     def collect(self, value: Value) -> list[Value]:
         """What every process gave, by number, on the first process; nothing on the others."""

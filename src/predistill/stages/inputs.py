@@ -6,16 +6,18 @@ import os
 import platform
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from predistill.corpus import Corpus
-from predistill.errors import RecipeError, StoreError
+from predistill.errors import RecipeError, RunError, StoreError
+from predistill.fingerprint import file_sha256
 from predistill.objective import EntropyScaled, StdScaled, check_combination, check_narrower
 from predistill.recipe import CorpusEntry, LiveTeaching, Recipe
-from predistill.runs import command_line
+from predistill.runs import Run, command_line
 from predistill.stages.sizes import batch_rows, run_sizes
 from predistill.store import Store
 from predistill.students.build import student_config
@@ -24,7 +26,7 @@ from predistill.teachers.stored import stored_truncation
 from predistill.training.step import Objective
 from predistill.world import world_size
 
-__all__ = ["Inputs", "check_expected", "matching_store", "open_inputs", "pick_device"]
+__all__ = ["Inputs", "check_expected", "matching_store", "open_inputs", "pick_device", "start_path"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Inputs:
     config: PretrainedConfig
     batch_rows: int
     teacher: PretrainedConfig | None = None
+
+    @property
+    def masked_by(self) -> int | None:
+        """The end token that attention does not look across; None where it looks at whole rows."""
+        first = self.corpora[0]
+        return first.end_id if first.document_mask else None
 
     def objective(self, recipe: Recipe) -> Objective:
         """The recipe's loss; a scaled temperature without a reference takes its statistic's mean over the stores."""
@@ -131,13 +139,23 @@ def open_inputs(recipe: Recipe) -> Inputs:
             None if entry.store is None else matching_store(entry.store, corpus, recipe)
             for entry, corpus in zip(recipe.corpus, corpora, strict=True)
         )
-    config = student_config(
-        recipe.student.preset, vocab_size=first.vocab_size, row_len=first.row_len, end_id=first.end_id
-    )
+    if recipe.student.from_ is not None:
+        config = _start_config(recipe.student.from_, first)
+    else:
+        config = student_config(
+            recipe.student.preset, vocab_size=first.vocab_size, row_len=first.row_len, end_id=first.end_id
+        )
     teacher = None
     if isinstance(recipe.teacher, LiveTeaching):
         teacher = teacher_config(recipe.teacher.model, vocab_size=first.vocab_size)
-    return Inputs(
+    if recipe.watch.baseline is not None and not any(
+        line["kind"] == "heldout" for line in Run(recipe.watch.baseline).metrics()
+    ):
+        raise RecipeError(
+            f"watch.baseline: {recipe.watch.baseline} has measured nothing on held-out text. Name a finished run on "
+            "text alone, or null."
+        )
+    inputs = Inputs(
         corpora,
         {path: _heldout(path, first) for path in recipe.heldout or (recipe.corpus[0].path,)},
         stores,
@@ -145,6 +163,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
         rows,
         teacher,
     )
+    inputs.objective(recipe)  # raises where a temperature refers to what no store knows
+    return inputs
 
 
 def check_expected(entry: CorpusEntry, corpus: Corpus) -> None:
@@ -161,6 +181,44 @@ def check_expected(entry: CorpusEntry, corpus: Corpus) -> None:
                 f"{entry.path}: has {found:,} {what}, and the recipe expects {expected:,} (corpus[].expects.{key}). "
                 "Prepare another corpus, or change what is expected: null expects nothing."
             )
+
+
+def start_path(start: str) -> Path:
+    """The model that student.from names: a finished run's, or itself. Raises RunError."""
+    path = Path(start)
+    if (path / "recipe.yaml").exists():
+        if Run(path).done is None:
+            raise RunError(
+                f"student.from: {path} is a run that is not finished. Let `predistill train` finish it first."
+            )
+        return path / "model"
+    if not path.exists():
+        raise RunError(f"student.from: {path} is not there. Name a finished run or a Hugging Face directory.")
+    return path
+
+
+def _start_config(start: str, corpus: Corpus) -> PretrainedConfig:
+    """The configuration of the model that a student starts from, whose words have to be the corpus's."""
+    path = start_path(start)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    if path.suffix == ".gguf":
+        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(**source, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise RunError(
+            f"student.from: {path} is no model ({reason}). Name a finished run or a Hugging Face directory."
+        ) from None
+    words, ours = config.get_text_config().vocab_size, path.parent / "recipe.yaml"
+    same = not ours.exists() or file_sha256(path / "tokenizer.json") == corpus.manifest["tokenizer"]["sha256"]
+    if words < corpus.vocab_size or not same:  # a model from elsewhere may have columns that no word needs
+        what = "another tokenizer" if words == corpus.vocab_size else f"{words:,} words"
+        raise RecipeError(
+            f"student.from: {start} has {what}, and {corpus.path} was prepared with {corpus.vocab_size:,} words of its "
+            "own tokenizer. Prepare the corpus with the model's (`predistill prepare --tokenizer`), or start from null."
+        )
+    return config
 
 
 def pick_device() -> torch.device:

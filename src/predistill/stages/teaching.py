@@ -11,19 +11,19 @@ from predistill.fingerprint import settings_fingerprint
 from predistill.objective import Full, Sampled, Static
 from predistill.objective.combine import needs_all
 from predistill.objective.temperature import WTTM
-from predistill.recipe import LiveTeaching, Recipe, StoredTeaching
+from predistill.recipe import FREE, LiveTeaching, LogTargets, Recipe, StoredTeaching
 from predistill.runs import Run
 from predistill.stages.inputs import Inputs
 from predistill.students.forward import Head
 from predistill.teachers import Teacher
 from predistill.teachers.live import LiveTeacher
 from predistill.teachers.load import DTYPES, load_teacher
-from predistill.teachers.logged import TargetLog
+from predistill.teachers.logged import TargetLog, check_free, log_facts
 from predistill.teachers.stored import StoredTeacher
 from predistill.training.step import MicroBatch, Observer
 from predistill.world import World
 
-__all__ = ["observer", "target_log", "teachers_of"]
+__all__ = ["check_log", "observer", "target_log", "teachers_of"]
 
 
 def teachers_of(recipe: Recipe, inputs: Inputs, device: torch.device) -> list[Teacher | None]:
@@ -71,23 +71,35 @@ def target_log(
     log = recipe.log_targets
     if log is None:
         return nullcontext()
-    recipe_fingerprint = settings_fingerprint([run.recipe, run.environment["identity"]])
-    made_by = {
-        "name": run.name,
-        "sha256": [],
-        "dtype": recipe.precision,
-        "logged": {"recipe": recipe_fingerprint, "from_frac": log.from_frac, "to_frac": log.to_frac, "rows": log.rows},
-    }
     return TargetLog(
         log.out,
         corpus=inputs.corpora[0],
         truncation=log.truncation,
         steps=recipe.logged_steps,
         rows=log.rows,
-        made_by=made_by,
+        facts=_log_facts(recipe, log, inputs, run.environment["identity"]),
         state=state,
         world=world,
     )
+
+
+def check_log(recipe: Recipe, inputs: Inputs, identity: dict[str, Any]) -> None:
+    """Raises StoreError where the store that a new run is to write is another's."""
+    if recipe.log_targets is not None:
+        check_free(recipe.log_targets.out, _log_facts(recipe, recipe.log_targets, inputs, identity))
+
+
+def _log_facts(recipe: Recipe, log: LogTargets, inputs: Inputs, identity: dict[str, Any]) -> dict[str, Any]:
+    """What names the run in its store's manifest: equal when it goes on, with other FREE keys too."""
+    learned = {key: value for key, value in recipe.resolved().items() if key not in FREE}
+    fingerprint = settings_fingerprint([learned, identity])
+    made_by = {
+        "name": recipe.name,
+        "sha256": [],
+        "dtype": recipe.precision,
+        "logged": {"recipe": fingerprint, "from_frac": log.from_frac, "to_frac": log.to_frac, "rows": log.rows},
+    }
+    return log_facts(inputs.corpora[0], log.truncation, made_by=made_by)
 
 
 def observer(log: TargetLog | None, step: int) -> Observer | None:

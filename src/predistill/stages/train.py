@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from predistill.errors import Stopped
 from predistill.evaluation.heldout import heldout_in_training
 from predistill.recipe import FREE, Recipe
-from predistill.runs import Run
+from predistill.runs import Run, remove_run
 from predistill.stages.batches import Batches
-from predistill.stages.inputs import Inputs, open_inputs, pick_device
+from predistill.stages.inputs import Inputs, open_inputs, pick_device, start_path
 from predistill.stages.journal import Journal, Record, RollBack
-from predistill.stages.teaching import observer, target_log
+from predistill.stages.teaching import check_log, observer, target_log
 from predistill.students.build import build_student, load_model
 from predistill.students.card import model_card
 from predistill.students.check import check_student
@@ -40,19 +40,22 @@ HELDOUT_ROWS = 64  # of the cadence in training; `predistill evaluate` measures 
 
 
 def train(
-    recipe: Recipe, *, out: str | Path, force: bool = False, on_record: Callable[[Record], None] | None = None
+    recipe: Recipe,
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    force: bool = False,
+    on_record: Callable[[Record], None] | None = None,
 ) -> Run:
     """Train the student of `recipe` in run directory `out`, or go on with it; a finished run is left alone.
 
-    Under torchrun every process calls this, and the first one writes. `force`: go on whatever the recipe or its inputs
-    were before. `on_record` sees every line of metrics.jsonl, and what the watch finds. Raises Stopped, with all saved,
-    after SIGTERM or SIGINT.
+    Under torchrun every process calls this, and the first one writes. `overwrite`: delete the run that is there, once
+    nothing is wrong with the new one. `force`: go on whatever the recipe or its inputs were before. `on_record` sees
+    every line of metrics.jsonl, and what the watch finds. Raises Stopped, with all saved, after SIGTERM or SIGINT.
     """
     inputs = open_inputs(recipe)
     with joined(pick_device()) as world, _stop_requested() as stop_requested:
-        if world.first:
-            Run.open(out, recipe=recipe.resolved(), environment=inputs.environment(recipe), free=FREE, force=force)
-        run = Run(world.share(out))
+        run = Run(world.of_first(lambda: _opened(recipe, inputs, Path(out), overwrite=overwrite, force=force)))
         done = world.share(run.done is not None)
         while not done:
             try:
@@ -72,11 +75,12 @@ def _train(
     on_record: Callable[[Record], None] | None,
 ) -> None:
     """From the newest checkpoint to the end."""
-    student = _student(recipe, inputs, world)
-    optimizer = adamw(student.model, betas=recipe.optimizer.betas, weight_decay=recipe.optimizer.weight_decay)
     with ExitStack() as opened:
         checkpoints = opened.enter_context(_checkpoints(recipe, run, world))
-        clock, logged = _resume(checkpoints, student, optimizer)
+        newest = _newest(checkpoints, run, world)
+        student = _student(recipe, inputs, world)
+        optimizer = adamw(student.model, betas=recipe.optimizer.betas, weight_decay=recipe.optimizer.weight_decay)
+        clock, logged = _resume(newest, checkpoints, student, optimizer)
         batches = opened.enter_context(Batches(recipe, inputs, world))
         log = opened.enter_context(target_log(recipe, inputs, run, logged, world))
         journal = opened.enter_context(_journal(recipe, run, world, batches, checkpoints, clock, on_record))
@@ -156,23 +160,33 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def _opened(recipe: Recipe, inputs: Inputs, out: Path, *, overwrite: bool, force: bool) -> Path:
+    """Make the run directory, or take up the one that is there. Whatever is refused is refused before."""
+    environment = inputs.environment(recipe)
+    if overwrite or not (out / "recipe.yaml").exists():
+        check_log(recipe, inputs, environment["identity"])
+        if recipe.student.preset not in PRESETS or recipe.student.from_ is not None:
+            check_student(_begun(recipe, inputs, torch.device("cpu")), end_id=inputs.masked_by)
+    if overwrite:
+        remove_run(out)
+    return Run.open(out, recipe=recipe.resolved(), environment=environment, free=FREE, force=force).path
+
+
+def _begun(recipe: Recipe, inputs: Inputs, device: torch.device) -> PreTrainedModel:
+    """The student before its first step."""
+    if recipe.student.from_ is None:
+        return build_student(inputs.config, seed=recipe.seed, device=device)
+    return load_model(start_path(recipe.student.from_), device=device)
+
+
 def _student(recipe: Recipe, inputs: Inputs, world: World) -> Student:
     """The recipe's student, laid over the world; every process builds it whole first, with the same weights."""
-    first = inputs.corpora[0]
-    end_id = first.end_id if first.document_mask else None
     where = torch.device("cpu") if world.size > 1 else world.device  # sharding moves it, block by block
-    if recipe.student.from_ is None:
-        model = build_student(inputs.config, seed=recipe.seed, device=where)
-    else:
-        start = Path(recipe.student.from_)
-        model = load_model(start / "model" if (start / "recipe.yaml").exists() else start, device=where)
-    if recipe.student.preset not in PRESETS or recipe.student.from_ is not None:
-        check_student(model, end_id=end_id)
-    model.train()
+    model = _begun(recipe, inputs, where).train()
     bf16 = recipe.precision == "bf16"
     student = Student(
         model,
-        end_id=end_id,
+        end_id=inputs.masked_by,
         autocast=torch.autocast(world.device.type, torch.bfloat16, enabled=bf16),
     )
     return parallelised(
@@ -212,16 +226,23 @@ def _journal(
     )
 
 
-def _resume(
-    checkpoints: Checkpoints, student: Student, optimizer: torch.optim.Optimizer
-) -> tuple[_Clock, dict[str, Any] | None]:
-    """Where the run's newest whole checkpoint is, and what its log of targets had then."""
-    path, damaged = checkpoints.newest()
-    for sentence in damaged:
+def _newest(checkpoints: Checkpoints, run: Run, world: World) -> Path | None:
+    """The run's newest whole checkpoint; what was passed over, and what is lost, is said."""
+    path, sentences = checkpoints.newest()
+    if path is None and world.first and run.metrics():
+        sentences = [f"{run.path}: was ended before its first checkpoint; begins anew."]
+    for sentence in sentences if world.first else ():
         print(sentence, file=sys.stderr)  # stdout may be one JSON object
-    if path is None:
+    return path
+
+
+def _resume(
+    newest: Path | None, checkpoints: Checkpoints, student: Student, optimizer: torch.optim.Optimizer
+) -> tuple[_Clock, dict[str, Any] | None]:
+    """Where the run was at its newest checkpoint, and what its log of targets had then."""
+    if newest is None:
         return _Clock(), None
-    facts = checkpoints.load(path, student, optimizer)
+    facts = checkpoints.load(newest, student, optimizer)
     return _Clock(**facts["clock"]), facts["logged"]
 
 

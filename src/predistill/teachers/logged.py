@@ -25,7 +25,7 @@ from predistill.teachers.facts import store_facts
 from predistill.teachers.pieces import Pieces
 from predistill.world import World
 
-__all__ = ["TargetLog"]
+__all__ = ["TargetLog", "check_free", "log_facts"]
 
 
 class TargetLog:
@@ -39,29 +39,27 @@ class TargetLog:
         truncation: Truncation,
         steps: range,
         rows: int | None,
-        made_by: dict[str, Any],
+        facts: dict[str, Any],
         state: dict[str, Any] | None,
         world: World,
     ) -> None:
         """Go on with store `out` where `state` (of the checkpoint; None: from nothing) says.
 
-        `steps`: from 0, whose rows are written, at most `rows` of them. `made_by`: what names the run in the manifest,
-        equal when it goes on. Every process of the run has a log, and the first one writes for all. Raises StoreError
+        `steps`: from 0, whose rows are written, at most `rows` of them. `facts`: `log_facts` of the run, equal when it
+        goes on. Every process of the run has a log, and the first one writes for all. Raises StoreError
         where another run has begun or finished `out`, and where it holds less than the checkpoint counts.
         """
         self._out, self._corpus, self._steps, self._world = out, corpus, steps, world
         self._limit = len(corpus) if rows is None else min(rows, len(corpus))
         self._pieces = Pieces(truncation, corpus.vocab_size)
-        # Machine and versions are in the run's own records: it may go on elsewhere.
-        capture = {"forward_pass": "the training step's own, before its update"}
-        self._facts = store_facts(corpus, truncation, teacher=made_by, capture=capture)
+        self._facts = facts
         self._kept = state or {"shards": 0, "rows": 0, "sums": {}}
         self._sums: dict[str, float] = dict(self._kept["sums"])
         self._rows = int(self._kept["rows"])
         self._writer: StoreWriter | None = None
         self._sealed = is_complete(out)
         if self._sealed:
-            self._check_same(Store(out))
+            _check_same(out, facts)
         elif world.first and (permutation := read_permutation(out)) is not None:
             self._writer = self._opened(permutation)
         found = 0 if self._writer is None else len(self._writer.done_rows)
@@ -162,10 +160,27 @@ class TargetLog:
         positions = self._rows * self._corpus.row_len
         return {"sample_rows": self._rows} | {name: total / positions for name, total in self._sums.items()}
 
-    def _check_same(self, store: Store) -> None:
-        for key, wanted in self._facts.items():
-            if store.manifest.get(key) != wanted:
-                raise StoreError(
-                    f"{self._out}: this store is complete, and another run or capture made it ({key} is "
-                    f"{store.manifest.get(key)}, this run's would be {wanted}). Name another log_targets.out."
-                )
+
+def log_facts(corpus: Corpus, truncation: Truncation, *, made_by: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of the store; `made_by` names the run. Machine and versions are in the run's own records:
+    it may go on elsewhere."""
+    capture = {"forward_pass": "the training step's own, before its update"}
+    return store_facts(corpus, truncation, teacher=made_by, capture=capture)
+
+
+def check_free(out: str, facts: dict[str, Any]) -> None:
+    """Raises StoreError where another run or capture has begun or finished store `out`."""
+    if is_complete(out):
+        _check_same(out, facts)
+    elif (permutation := read_permutation(out)) is not None:
+        StoreWriter(out, manifest=facts, permutation=permutation).close()
+
+
+def _check_same(out: str, facts: dict[str, Any]) -> None:
+    found = Store(out).manifest
+    for key, wanted in facts.items():
+        if found.get(key) != wanted:
+            raise StoreError(
+                f"{out}: this store is complete, and another run or capture made it ({key} is {found.get(key)}, this "
+                f"run's would be {wanted}). Name another log_targets.out."
+            )

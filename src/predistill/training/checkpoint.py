@@ -107,9 +107,9 @@ class Checkpoints:
         self._world.share(None)  # nobody looks before they are gone
 
     def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest whole checkpoint, or None; and a sentence for each damaged one that was passed over. The first
-        process looks, all get its answer."""
-        return self._world.share(_newest(self._folder) if self._world.first else (None, []))
+        """The newest whole checkpoint, or None where there is none yet; and a sentence for each damaged one that was
+        passed over. The first process looks, all get its answer. Raises RunError where all are damaged."""
+        return self._world.of_first(lambda: _newest(self._folder))
 
     def load(self, path: Path, student: Student, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Put the tensors of a checkpoint that `newest` named in place; its facts."""
@@ -164,7 +164,12 @@ def _newest(folder: Path) -> tuple[Path | None, list[str]]:
             damaged.append(f"{path}: passed over, {error}.")
             continue
         return path, damaged
-    return None, damaged
+    if damaged:
+        raise RunError(
+            f"{folder}: none of its checkpoints is whole ({' '.join(damaged)}) Put a copy of one back, or start the "
+            "run anew with --overwrite."
+        )
+    return None, []
 
 
 def _checkpoints(folder: Path) -> list[Path]:
