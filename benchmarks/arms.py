@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from predistill.corpus import Corpus
+from predistill.memory import keep_freed_memory
 from predistill.recipe import Recipe, read_recipe
 from predistill.stages.batches import Batches  # the very reader of `train`, not one that resembles it
 from predistill.stages.inputs import open_inputs, pick_device
@@ -20,14 +27,13 @@ from predistill.training.student import Student
 from predistill.world import World
 
 ALPHA, LR = 0.9, 1e-3
+PEAK_STEPS = 4
 
 
 class Arm:
     """A recipe's training: `arm(i)` is its step i, rows and targets, hashes, forward, backward, optimizer."""
 
     def __init__(self, recipe: Recipe, world: World | None = None) -> None:
-        import torch
-
         self.recipe, self.inputs = recipe, open_inputs(recipe)
         self.world = world or World(0, 1, pick_device())
         bf16 = recipe.precision == "bf16"
@@ -86,14 +92,19 @@ def recipe_of(
     return read_recipe(content | more)
 
 
-# Memory of a process, and of those that it started.
+# Memory, each arm's in a process of its own: `python benchmarks/arms.py RECIPE` prints it.
 
 
-def start_peak() -> float:
-    """MiB resident now; the peak begins again from here."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident_mib("VmRSS")
+def peak_apart(recipe: Recipe) -> dict[str, float]:
+    """peak_mib: the most resident memory of training above what imports took; reader_mib: all of the process that reads
+    for it, where there is one."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(recipe.model_dump_json(by_alias=True))
+        file.flush()
+        command = [sys.executable, __file__, file.name]
+        out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True).stdout
+    found: dict[str, float] = json.loads(out.splitlines()[-1])
+    return found
 
 
 def resident_mib(which: str, process: int | str = "self") -> float:
@@ -102,6 +113,24 @@ def resident_mib(which: str, process: int | str = "self") -> float:
     return int(next(line for line in status.splitlines() if line.startswith(which)).split()[1]) / 1024
 
 
-def children() -> list[int]:
-    """The processes that this one has started."""
-    return [int(number) for number in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def main() -> None:
+    keep_freed_memory()  # as the program does
+    recipe = Recipe.model_validate_json(Path(sys.argv[1]).read_text())
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again from here
+    base = resident_mib("VmRSS")
+    with Arm(recipe) as arm:
+        for step in range(PEAK_STEPS):
+            arm(step)
+        peak = resident_mib("VmHWM") - base
+        readers = [resident_mib("VmHWM", child) for child in children(os.getpid())]
+    print(json.dumps({"peak_mib": round(peak, 1), **({"reader_mib": round(sum(readers), 1)} if readers else {})}))
+
+
+if __name__ == "__main__":
+    main()

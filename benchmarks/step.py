@@ -23,8 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
@@ -32,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from arms import Arm, children, recipe_of, resident_mib, start_peak
+from arms import Arm, peak_apart, recipe_of
 from paired import ROW_LEN, Cost, gguf_teacher, in_turns, nano_corpus, ratios, smollm2_corpus
 from record import write_record
 from trainers import TRAINERS, beside, installed
@@ -64,7 +62,6 @@ STORES: dict[str, tuple[Truncation, dict[str, Any]]] = {
 }
 LIVE: dict[str, dict[str, Any]] = {"live top-.95-100": {}, "live, all words": {"truncation": {"kind": "full"}}}
 HERE = ", readers 0"
-PEAK_STEPS = 4
 
 
 class Job(NamedTuple):
@@ -89,12 +86,8 @@ class Job(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60, help="of the small student; other numbers follow from it")
-    parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)  # of the recipe in this file
     args = parser.parse_args()
     keep_freed_memory()  # as the program does
-    if args.peak:
-        print(json.dumps(peak_of(Recipe.model_validate_json(args.peak.read_text()))))
-        return
     rounds, gguf = args.rounds, gguf_teacher()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -126,7 +119,7 @@ def measured(job: Job, folder: Path) -> dict[str, Any]:
         found[name] = {**row(costs[name], costs["lm"], arm.tokens), "stall": round(waited, 4), **entries}
     live, peers = live_and_peers(job, arms["lm"])
     for name in ("lm", *STORES, *LIVE):
-        (found if name in found else live)[name] |= peak_apart(job.recipe(name, stores), folder)
+        (found if name in found else live)[name] |= peak_apart(job.recipe(name, stores))
     for arm in arms.values():
         arm.batches.__exit__()
     return {
@@ -194,26 +187,6 @@ def captured(job: Job, out: Path, name: str) -> Path:
 def kept(store: Path) -> float:
     totals = Store(store).totals
     return round(totals["entries"] / totals["positions"], 2)
-
-
-def peak_apart(recipe: Recipe, folder: Path) -> dict[str, float]:
-    """`peak_of`, in a process of its own."""
-    (file := folder / "peak.json").write_text(recipe.model_dump_json(by_alias=True))
-    command = [sys.executable, __file__, "--peak", str(file)]
-    out = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True).stdout
-    found: dict[str, float] = json.loads(out.splitlines()[-1])
-    return found
-
-
-def peak_of(recipe: Recipe) -> dict[str, float]:
-    """Resident MiB that training takes in this process above what is there now, and of the one that reads."""
-    base = start_peak()
-    with Arm(recipe) as arm:
-        for step in range(PEAK_STEPS):
-            arm(step)
-        peak = resident_mib("VmHWM") - base
-        readers = [resident_mib("VmHWM", child) for child in children()]
-    return {"peak_mib": round(peak, 1), **({"reader_mib": round(sum(readers), 1)} if readers else {})}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import yaml
 from predistill.errors import RunError
 from predistill.files import write_atomic
 
-__all__ = ["Metrics", "Run", "command_line", "find_runs", "remove_run"]
+__all__ = ["Findings", "Metrics", "Run", "command_line", "find_runs", "remove_run"]
 
 
 class Run:
@@ -159,6 +159,27 @@ class Metrics:
     def close(self) -> None:
         """Sync and close."""
         self.sync()
+        self._file.close()
+
+
+class Findings:
+    """The open findings.jsonl of a run in training: cut to the step that is resumed, but for what was rolled back (its
+    steps are left out again); then appended to, each line durable at once."""
+
+    def __init__(self, run: Run, *, resume_step: int) -> None:
+        path = run.path / "findings.jsonl"
+        kept = [line for line in run.findings if line["step"] <= resume_step or line["action"] == "rollback"]
+        write_atomic(path, b"".join(map(_line, kept)))
+        self._file: io.BufferedWriter = path.open("ab")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self._file.write(_line(line))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close."""
         self._file.close()
 
 

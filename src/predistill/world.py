@@ -48,6 +48,11 @@ class World:
             distributed.all_reduce(tensor)
         return tensor
 
+    def meet(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
     def share(self, value: Value) -> Value:
         """What the first process gave."""
         if self.size == 1:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from predistill.errors import RunError
-from predistill.files import write_atomic
-from predistill.runs import Metrics, Run
+from predistill.runs import Findings, Metrics, Run
 from predistill.training.watch import Finding, Watch, WatchChoice
 from predistill.world import World
 
@@ -23,7 +19,7 @@ Record = Mapping[str, Any]
 
 LOST = 5  # steps that are not finite one after the other: it is the weights, not a batch
 ROLLBACKS = 3
-NUMBERS = ("loss", "lm", "grad_norm")  # that every step has
+NUMBERS = ("loss", "lm", "grad_norm", "loss_nats", "ece")  # that are never absent
 KEPT = ("not_finite", "spike")  # whose batch is named and kept
 
 
@@ -57,9 +53,11 @@ class Journal:
         self._run, self._policy, self._on_record = run, choice.policy, on_record
         self._keep_batch, self._forget = keep_batch, forget
         self._metrics = Metrics(run, resume_step=resume_step) if world.first else None
-        self._findings = _Findings(run.path / "findings.jsonl", resume_step) if world.first else None
+        self._findings = Findings(run, resume_step=resume_step) if world.first else None
         history = world.share(run.metrics() if world.first else [])
-        rolled_back = world.share(_rolled_back(run) if world.first else [])
+        rolled_back = world.share(
+            [line for line in run.findings if line["action"] == "rollback"] if world.first else []
+        )
         self._rollbacks = len(rolled_back)
         # Steps (from 1) whose update is left out, and which are not judged again.
         self.skipped = {step for line in rolled_back for step in range(line["since"], line["step"] + 1)}
@@ -112,11 +110,10 @@ class Journal:
     def _see(self, record: Record) -> list[Finding]:
         if record["step"] in self.skipped:
             return []
+        bad = [key for key in NUMBERS if key in record and record[key] is None]
         if record["kind"] == "step":
-            bad = [key for key in NUMBERS if record[key] is None]
             self._lost = self._lost + 1 if bad else 0
-            record = {**record, **dict.fromkeys(bad, math.nan)}
-        return self._watch.see(record)
+        return self._watch.see({**record, **dict.fromkeys(bad, math.nan)})
 
     def _note(self, finding: Finding) -> None:
         """Write a finding, and its batch where that may be what is wrong."""
@@ -133,36 +130,6 @@ class Journal:
             self._on_record(record)
 
 
-class _Findings:
-    """findings.jsonl: cut to the step that is resumed, but for what was rolled back; then appended to, durably."""
-
-    def __init__(self, path: Path, resume_step: int) -> None:
-        kept = [line for line in _lines(path) if line["step"] <= resume_step or line["action"] == "rollback"]
-        write_atomic(path, b"".join(map(_bytes, kept)))
-        self._file: io.BufferedWriter = path.open("ab")
-
-    def write(self, line: Record) -> None:
-        self._file.write(_bytes(line))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _rolled_back(run: Run) -> list[dict[str, Any]]:
-    return [line for line in _lines(run.path / "findings.jsonl") if line["action"] == "rollback"]
-
-
 def _finite(value: Any) -> Any:
     """JSON has no NaN: what is not finite is null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    data = path.read_bytes() if path.exists() else b""
-    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
-
-
-def _bytes(line: Record) -> bytes:
-    return (json.dumps(line, ensure_ascii=False) + "\n").encode()

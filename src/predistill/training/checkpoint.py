@@ -74,7 +74,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             write_atomic(temporary / "state.json", json.dumps(facts).encode())
-        self._world.share(None)  # nobody writes before the folder is there
+        self._world.meet()  # nobody writes before the folder is there
         written = async_save(
             dict(_tensors(student, optimizer)),
             checkpoint_id=temporary,
@@ -104,7 +104,7 @@ class Checkpoints:
         for path in _checkpoints(self._folder) if self._world.first else ():
             if _step_of(path) >= step:
                 shutil.rmtree(path)
-        self._world.share(None)  # nobody looks before they are gone
+        self._world.meet()  # nobody looks before they are gone
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest whole checkpoint, or None where there is none yet; and a sentence for each damaged one that was

@@ -20,8 +20,8 @@ __all__ = ["Watch", "WatchChoice"]
 class WatchChoice:
     """What is done about a failure, and the LM run that a taught one is compared with at equal tokens.
 
-    warn: every finding is told and kept. stop: a severe one ends the run, saved. rollback: a severe one takes the run
-    back to a checkpoint before the episode, and the batches of its steps are left out.
+    warn: every finding is told and kept. stop: a severe one ends the run, its checkpoints stay. rollback: a severe one
+    takes the run back to a checkpoint before the episode, and the batches of its steps are left out.
     """
 
     policy: Literal["warn", "stop", "rollback"] = "warn"
