@@ -31,6 +31,7 @@ from predistill.report.gains import student_t_975
 from predistill.stages.capture import capture
 from predistill.stages.evaluate import evaluate
 from predistill.stages.prepare import prepare
+from predistill.stages.report import report
 from predistill.stages.train import train
 
 HERE = Path(__file__).parent
@@ -59,6 +60,8 @@ def main() -> None:
             pretrained = trained(arm, f"{arm}-{seed}", seed)
             books = trained("books", f"{arm}-{seed}-books", seed, start=pretrained)
             trained("finetune", f"{arm}-{seed}-finetune", seed, start=books)
+    pretrained = [f"runs/{run_name(arm, seed, 'pretrained')}" for arm in ARMS for seed in SEEDS]
+    report(pretrained, out=HERE / "report.html")
     summary = json.dumps(found(), indent=1)
     (HERE / "records" / "summary.json").write_text(summary + "\n", encoding="utf-8")
     print(summary)
@@ -78,7 +81,9 @@ def trained(recipe: str, name: str, seed: int, start: Path | None = None) -> Pat
     kept = HERE / "records" / name
     kept.mkdir(parents=True, exist_ok=True)
     if not (kept / "heldout.json").exists():
-        measured = {corpus: evaluate(run.path, corpus=corpus)["heldout"] for corpus in CORPORA}
+        own = run.recipe["corpus"][0]["path"]  # last: what is measured last is what the run keeps, and the page shows
+        order = sorted(CORPORA, key=lambda corpus: corpus == own)
+        measured = {corpus: evaluate(run.path, corpus=corpus)["heldout"] for corpus in order}
         (kept / "heldout.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
         print(name, {corpus: round(heldout["loss_nats"], 4) for corpus, heldout in measured.items()}, flush=True)
     for file in RECORDS:
