@@ -27,7 +27,7 @@ from predistill.training.student import Student
 from predistill.world import World
 
 ALPHA, LR = 0.9, 1e-3
-PEAK_STEPS = 4
+PEAK_STEPS = 3
 
 
 class Arm:
@@ -96,8 +96,8 @@ def recipe_of(
 
 
 def peak_apart(recipe: Recipe) -> dict[str, float]:
-    """peak_mib: the most resident memory of training above what imports took; reader_mib: all of the process that reads
-    for it, where there is one."""
+    """peak_mib: the most resident memory of training above what imports took; process_mib: with them; reader_mib: all
+    of the process that reads for it, where there is one."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(recipe.model_dump_json(by_alias=True))
         file.flush()
@@ -129,7 +129,8 @@ def main() -> None:
             arm(step)
         peak = resident_mib("VmHWM") - base
         readers = [resident_mib("VmHWM", child) for child in children(os.getpid())]
-    print(json.dumps({"peak_mib": round(peak, 1), **({"reader_mib": round(sum(readers), 1)} if readers else {})}))
+    found = {"peak_mib": peak, "process_mib": base + peak} | ({"reader_mib": sum(readers)} if readers else {})
+    print(json.dumps({name: round(mib, 1) for name, mib in found.items()}))
 
 
 if __name__ == "__main__":

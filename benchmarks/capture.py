@@ -25,9 +25,10 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 import torch
-from paired import gguf_teacher, nano_corpus, paired, smollm2_corpus
+from corpora import gguf_teacher, nano_corpus, smollm2_corpus
 from record import write_record
 from transformers import PreTrainedModel
+from turns import paired
 
 from predistill.assets import teacher_path
 from predistill.corpus import Corpus

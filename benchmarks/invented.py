@@ -62,9 +62,7 @@ def invented_store(folder: Path, corpus: Corpus, *, kept: int, most: int) -> Pat
     return folder
 
 
-def _targets(
-    rng: np.random.Generator, row: int, row_len: int, vocabulary: int, *, kept: int, most: int
-) -> RowTargets:
+def _targets(rng: np.random.Generator, row: int, row_len: int, vocabulary: int, *, kept: int, most: int) -> RowTargets:
     lengths = np.minimum(rng.geometric(1 / kept, size=row_len), most) if kept < most else np.full(row_len, most)
     ids, logprobs = [], []
     for length in lengths:

@@ -33,8 +33,8 @@ from typing import Any
 import torch
 from arms import Arm, children, peak_apart, recipe_of, resident_mib
 from invented import invented_corpus, invented_store
-from paired import Cost, in_turns
 from record import write_record
+from turns import Cost, in_turns
 
 from predistill.corpus import Corpus
 from predistill.memory import keep_freed_memory
@@ -46,7 +46,7 @@ MICRO_ROWS = (2, 4, 8, 16, 32)
 KEPT_EACH = (10, 50, 100)
 VOCABULARIES = (2_048, 8_192, 49_152)
 RUN_STEPS, RUN_SETTLED = 2_000, 200
-PROCESS_STEPS = 60
+PROCESS_STEPS, PROCESS_SETTLED = 40, 5
 TRAIN = ["-m", "predistill", "train"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -123,9 +123,7 @@ def main() -> None:
 def tokens(bench: Bench) -> dict[str, Any]:
     found = {}
     for kind in ("lm", "pd"):
-        recipes = {
-            str(rows): bench.recipe(taught=kind == "pd", rows=rows, micro_batch_rows=8) for rows in TOKENS_ROWS
-        }
+        recipes = {str(rows): bench.recipe(taught=kind == "pd", rows=rows, micro_batch_rows=8) for rows in TOKENS_ROWS}
         costs = bench.measured(recipes)
         points = {rows * ROW_LEN: middle(costs[str(rows)]) for rows in TOKENS_ROWS}
         found[kind] = {"slope": slope(points), "cpu_seconds": points}
@@ -147,7 +145,9 @@ def vocabulary(bench: Bench) -> dict[str, Any]:
 def run(bench: Bench) -> dict[str, Any]:
     recipe = bench.recipe(taught=True, student="nano-xs", rows=2, tokens=RUN_STEPS * 2 * ROW_LEN, readers=1)
     out = bench.folder / "run"
-    process = subprocess.Popen([sys.executable, *TRAIN, write(bench.folder, recipe), "--out", str(out)], stdout=-3, stderr=-3)
+    process = subprocess.Popen(
+        [sys.executable, *TRAIN, write(bench.folder, recipe), "--out", str(out)], stdout=-3, stderr=-3
+    )
     seen: list[tuple[int, float, float]] = []  # steps, CPU seconds, resident MiB
     while process.poll() is None:
         time.sleep(0.05)
@@ -157,9 +157,7 @@ def run(bench: Bench) -> dict[str, Any]:
             continue
     assert process.returncode == 0, "the run failed"
     at = {step: next(one for one in seen if one[0] >= step) for step in (RUN_SETTLED, 650, 1_350, 1_800)}
-    first, last = (
-        (at[b][1] - at[a][1]) / (at[b][0] - at[a][0]) for a, b in ((RUN_SETTLED, 650), (1_350, 1_800))
-    )
+    first, last = ((at[b][1] - at[a][1]) / (at[b][0] - at[a][0]) for a, b in ((RUN_SETTLED, 650), (1_350, 1_800)))
     resident = [(step, mib) for step, _, mib in seen if step >= RUN_SETTLED]
     return {
         "steps": RUN_STEPS,
@@ -184,7 +182,7 @@ def processes(bench: Bench) -> dict[str, Any]:
             command = [sys.executable, *TORCHRUN, str(count), *TRAIN, write(bench.folder, recipe), "--out", str(out)]
             subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-            steps = [line for line in lines if line["kind"] == "step"][10:]
+            steps = [line for line in lines if line["kind"] == "step"][PROCESS_SETTLED:]
             rates[count] = (steps[-1]["tokens"] - steps[0]["tokens"]) / (steps[-1]["seconds"] - steps[0]["seconds"])
         found[kind] = {
             "one_tokens_a_second": round(rates[1], 1),

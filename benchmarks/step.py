@@ -8,14 +8,14 @@ Writes benchmarks/results/step.json. One process trains all arms, the same stude
   cpu_ratio       CPU seconds of the training process and of the one that reads for it
   stall           the share of its time that a step waits for its batch
   peak_mib        the most resident memory above what imports took, of a process of its own that trains this arm alone;
-                  reader_mib beside it: all of the process that reads
+                  process_mib: with them; reader_mib: all of the process that reads
   of_lm_and_bare  live against LM's step plus the bare teacher: backbone and logits, a row at a time, nothing kept
 
-Arms: lm; a store of top-.95-100; one of top-.95-50 at temperature 2, the paper's best recipe; one of 50 draws; each once
-more read by the training process itself (readers 0); live, its targets cut to top-.95-100, and live with all words.
-Alpha is .9, the loss KLD. Peers are those of trainers.py. Two students: nano-s on the embedded sample (V 2,048), taught
-by the embedded teacher; width 256 and two layers on English encyclopedia text (V 49,152), taught by SmolLM2 135M, left
-out where $PREDISTILL_GGUF names none.
+Arms: lm; a store of top-.95-100; one of top-.95-50 at temperature 2, the paper's best recipe; one of 50 draws; each
+once more read by the training process itself (readers 0); live, its targets cut to top-.95-100, and live with all
+words. Alpha is .9, the loss KLD. Peers are those of trainers.py. Two students: nano-s on the embedded sample (V 2,048),
+taught by the embedded teacher; width 256 and two layers on English encyclopedia text (V 49,152), taught by SmolLM2
+135M, left out where $PREDISTILL_GGUF names none.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from typing import Any, NamedTuple
 
 import torch
 from arms import Arm, peak_apart, recipe_of
-from paired import ROW_LEN, Cost, gguf_teacher, in_turns, nano_corpus, ratios, smollm2_corpus
+from corpora import ROW_LEN, gguf_teacher, nano_corpus, smollm2_corpus
 from record import write_record
 from trainers import TRAINERS, beside, installed
 from transformers import LlamaConfig
+from turns import Cost, in_turns, ratios
 
 from predistill.assets import teacher_path
 from predistill.corpus import Corpus
@@ -86,23 +87,27 @@ class Job(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60, help="of the small student; other numbers follow from it")
+    parser.add_argument(
+        "--only", choices=["nano", "wide"], help="one student; it and other rounds are printed, not kept"
+    )
     args = parser.parse_args()
     keep_freed_memory()  # as the program does
     rounds, gguf = args.rounds, gguf_teacher()
+    cases: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        nano = Job(
-            nano_corpus(folder / "nano", text_bytes=64_000), teacher_path(), "nano-s", 16, rounds, max(1, rounds // 3)
-        )
-        cases = {"nano-s, V 2,048": measured(nano, folder)}
-        if gguf is not None:
+        if args.only != "wide":
+            corpus = nano_corpus(folder / "nano", text_bytes=64_000)
+            nano = Job(corpus, teacher_path(), "nano-s", 16, rounds, max(1, rounds // 3))
+            cases["nano-s, V 2,048"] = measured(nano, folder)
+        if args.only != "nano" and gguf is not None:
             LlamaConfig(**WIDE, tie_word_embeddings=True, max_position_embeddings=ROW_LEN).save_pretrained(folder)
             corpus = smollm2_corpus(folder / "smollm2", text_bytes=20_000)
             wide = Job(corpus, gguf, str(folder), 8, max(1, rounds // 8), max(1, rounds // 20))
             cases["width 256, V 49,152"] = measured(wide, folder)
     note = {} if gguf is not None else {"note": "V 49,152 left out: $PREDISTILL_GGUF names no file."}
     content = {"threads": torch.get_num_threads(), "cases": cases, **note}
-    if rounds == parser.get_default("rounds"):
+    if args.only is None and rounds == parser.get_default("rounds"):
         write_record("step", content)
     else:
         print(json.dumps(content, indent=2))
@@ -115,8 +120,9 @@ def measured(job: Job, folder: Path) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for name, arm in arms.items():
         waited = arm.batches.stall_seconds / sum(cost.wall for cost in costs[name])
-        entries = {} if name.removesuffix(HERE) not in stores else {"entries_a_position": kept(stores[name.removesuffix(HERE)])}
-        found[name] = {**row(costs[name], costs["lm"], arm.tokens), "stall": round(waited, 4), **entries}
+        found[name] = {**row(costs[name], costs["lm"], arm.tokens), "stall": round(waited, 4)}
+        if (store := stores.get(name.removesuffix(HERE))) is not None:
+            found[name]["entries_a_position"] = kept(store)
     live, peers = live_and_peers(job, arms["lm"])
     for name in ("lm", *STORES, *LIVE):
         (found if name in found else live)[name] |= peak_apart(job.recipe(name, stores))
@@ -134,9 +140,7 @@ def measured(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def live_and_peers(job: Job, lm: Arm) -> tuple[dict[str, Any], dict[str, Any]]:
-    model = load_teacher(
-        job.teacher, vocab_size=job.corpus.vocab_size, device=pick_device(), dtype=torch.float32
-    )
+    model = load_teacher(job.teacher, vocab_size=job.corpus.vocab_size, device=pick_device(), dtype=torch.float32)
 
     def bare(step: int) -> None:
         ids, _ = job.corpus.rows(lm.batches.rows(step)[1])

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import zstandard
-from paired import DATA, gguf_teacher
+from corpora import DATA, gguf_teacher
 
 from predistill.corpus import Corpus
 from predistill.corpus.text import texts

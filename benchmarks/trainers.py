@@ -1,8 +1,8 @@
-"""Other people's trainers on the job of an arm of `arms.py`: its student, rows, batch and AdamW. Not a benchmark itself.
+"""Other people's trainers on the job of one of arms.py: its student, rows, batch and AdamW. Not a benchmark itself.
 
-The Hugging Face Trainer learns from the text; TRL's GKDTrainer from a live teacher, with nothing generated (lmbda 0) and
-forward KL (beta 0). Rows are T tokens long, as both are used: they shift the labels themselves, and learn T - 1 of them.
-Nothing is logged or saved. Who is not installed is absent, with the reason.
+The Hugging Face Trainer learns from the text; TRL's GKDTrainer from a live teacher, with nothing generated (lmbda 0)
+and forward KL (beta 0). Rows are T tokens long, as both are used: they shift the labels themselves, and learn T - 1 of
+them. Nothing is logged or saved. Who is not installed is absent, with the reason.
 """
 
 from __future__ import annotations
@@ -11,22 +11,21 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from arms import LR, Arm
-from paired import Cost, Work, cost_of
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from turns import Cost, Work, cost_of
 
 from predistill.students.build import build_student
 from predistill.teachers.load import load_teacher
 
-Make = Callable[[Arm, Path, dict[str, Any], TrainerCallback], Trainer]
+Make = Callable[[Arm, dict[str, Any], TrainerCallback], Trainer]
 
 
 def beside(make: Make, arm: Arm, ours: Work, *, rounds: int) -> tuple[list[Cost], list[Cost]]:
-    """(costs of the trainer's steps, of `ours`): between two of its steps a trainer lets ours run. Two are not counted."""
+    """(costs of the trainer's steps, of `ours`), which runs between two of them. The first two are not counted."""
     turns = _Turns(ours)
     with tempfile.TemporaryDirectory() as folder:
         settings = {
@@ -48,13 +47,12 @@ def beside(make: Make, arm: Arm, ours: Work, *, rounds: int) -> tuple[list[Cost]
             "dataloader_pin_memory": False,
             "seed": arm.recipe.seed,
         }
-        make(arm, Path(folder), settings, turns).train()
+        make(arm, settings, turns).train()
     return turns.theirs[1:], turns.ours[1:]
 
 
-def trainer(arm: Arm, folder: Path, settings: dict[str, Any], turns: TrainerCallback) -> Trainer:
+def trainer(arm: Arm, settings: dict[str, Any], turns: TrainerCallback) -> Trainer:
     """The Hugging Face Trainer on the text."""
-    del folder
     return Trainer(
         _student(arm),
         TrainingArguments(**settings),
@@ -64,7 +62,7 @@ def trainer(arm: Arm, folder: Path, settings: dict[str, Any], turns: TrainerCall
     )
 
 
-def gkd_trainer(arm: Arm, folder: Path, settings: dict[str, Any], turns: TrainerCallback) -> Trainer:
+def gkd_trainer(arm: Arm, settings: dict[str, Any], turns: TrainerCallback) -> Trainer:
     """TRL's GKDTrainer with the arm's live teacher. ImportError where TRL is not."""
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -77,7 +75,9 @@ def gkd_trainer(arm: Arm, folder: Path, settings: dict[str, Any], turns: Trainer
         load_teacher(
             arm.recipe.teacher.model, vocab_size=corpus.vocab_size, device=torch.device("cpu"), dtype=torch.float32
         ),
-        GKDConfig(**settings, lmbda=0.0, beta=0.0, temperature=1.0, use_cpu=True, bf16=False, gradient_checkpointing=False),
+        GKDConfig(
+            **settings, lmbda=0.0, beta=0.0, temperature=1.0, use_cpu=True, bf16=False, gradient_checkpointing=False
+        ),
         data_collator=_collate(arm),
         train_dataset=Dataset.from_dict({"row": list(range(len(corpus)))}),
         processing_class=tokenizer,
