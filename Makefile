@@ -46,17 +46,20 @@ fmt: $(DEV) ## format, and mend what the linter can mend
 torture: $(DEV) ## the long kill, flip and soak runs
 	$(BIN)/python -m pytest -q -m slow
 
+NOT_BENCHMARKS := $(addprefix benchmarks/,arms.py corpora.py invented.py peers.py record.py trainers.py turns.py) $(wildcard benchmarks/store*.py)
+
 bench: $(DEV) ## every script of benchmarks/ (store.py wants a --work folder: run it by itself); each writes benchmarks/results/
-	@set -e; for script in $(filter-out benchmarks/record.py benchmarks/paired.py benchmarks/peers.py $(wildcard benchmarks/store*.py),$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in $(filter-out $(NOT_BENCHMARKS),$(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script"; done
 
 # On a borrowed machine with a GPU there is often no .venv, and no network to make one: GPU_PYTHON=python3 takes what it has.
 GPU_PYTHON ?= $(BIN)/python
 
-gpu-check: ## on a machine with a GPU: the kernels' tests, the loss benchmark, the precision table; at most 9 minutes
+gpu-check: ## on a machine with a GPU: the kernels' tests, the loss benchmark, the precision table, the step; at most 10 minutes
 	PYTHONPATH=src $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -W default --confcutdir=tests/objective tests/objective/kernels/test_triton_rows.py
 	PYTHONPATH=src $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -W default --confcutdir=tests/objective tests/objective/test_head.py -k triton
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/loss.py --rounds 4
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/precision.py
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py
 
 docs: $(DEV) ## write again the parts of docs/ that are generated from the code
 	@set -e; for script in docs/*.py; do echo "$$script"; $(BIN)/python "$$script"; done

@@ -128,12 +128,14 @@ def kill_then_finish(
     total: int,
     times: int,
     moments: random.Random,
+    killed: Callable[[], object] = lambda: None,
 ) -> list[Kill]:
     """Start the command, kill -9 it at a random moment, `times` times over, then let it finish.
 
     `progress()` reads how far the work on disk is, 0 .. total. The moments are spread: one in each of `times` equal
     stretches of the work, at a random place of it and a random time after. Returns them; there are fewer than `times`
-    where the work ended before it was killed (the caller starts afresh then). Fails unless the last start exits 0.
+    where the work ended before it was killed (the caller starts afresh then). `killed()` is called after each, with the
+    disk as it was left. Fails unless the last start exits 0.
     """
     kills = []
     for stretch in range(times):
@@ -147,6 +149,7 @@ def kill_then_finish(
         if process.wait() != -signal.SIGKILL:
             break
         kills.append(Kill(seen, total, round(delay_s, 4)))
+        killed()
     code = forks.run(*argv, log=log)
     assert code == 0, log.read_text()
     return kills

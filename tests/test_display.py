@@ -127,9 +127,14 @@ def test_several_corpora_have_a_line_each_and_one_needs_no_name(clock: list[floa
     assert re.search("held-out  3.500 .*corpora/chinese", text)
 
 
-def test_what_is_not_finite_is_shown_as_it_is(clock: list[float]) -> None:
-    nan = float("nan")
-    assert "loss" in "\n".join(drawn(progress_at(40, clock, loss=nan, lm=nan, grad_norm=nan), 60))
+def test_what_is_not_finite_is_null_in_a_record_and_nan_on_the_screen(clock: list[float]) -> None:
+    progress = progress_at(40, clock, loss=None, lm=None, kd=None, grad_norm=None)
+    progress.take(heldout_record(40, 3.0))
+    progress.take({**heldout_record(41, 0.0), "loss_nats": None})
+    words = "\n".join(drawn(progress, 60))
+    assert re.search(r"loss\s+nan", words)
+    assert re.search(r"held-out\s+nan", words)
+    assert "kd" not in words
 
 
 def test_the_loss_so_far_is_drawn_in_its_order_and_never_too_long(clock: list[float]) -> None:

@@ -16,6 +16,7 @@ __all__ = ["Cost", "Progress", "Record"]
 
 WINDOW_SECONDS = 120.0  # long enough for an evaluation and a checkpoint to count in the time left
 FINDINGS = 3
+NUMBERS = ("loss", "lm", "grad_norm", "loss_nats")  # that are never absent: null is what is not finite
 SPARK_CELLS = 24
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -48,6 +49,7 @@ class Progress:
 
     def take(self, record: Record) -> None:
         """Take in a line of metrics.jsonl, or a finding of the watch."""
+        record = {key: math.nan if value is None and key in NUMBERS else value for key, value in record.items()}
         if "sentence" in record:
             self.findings.append(record)
         elif record["kind"] == "heldout":

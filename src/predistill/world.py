@@ -6,6 +6,8 @@ One process is a world of one, and takes the same path: what there is to sum, sh
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +15,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from predistill.errors import PredistillError, Stopped
 
 __all__ = ["World", "joined", "world_size"]
+
+ANSWER_SECONDS = 0.01
 
 Value = TypeVar("Value")
 
@@ -83,6 +89,11 @@ class World:
         distributed.gather_object(value, values if self.first else None, dst=0)
         return values if self.first else []
 
+    def seed(self, seed: int, step: int) -> None:
+        """Seed torch for a step, so that what draws numbers (dropout) draws the same after a resume, and other ones on
+        every process."""
+        torch.manual_seed(((seed << 32) + step * self.size + self.rank) % 2**63)
+
     def slice_of(self, rows: int) -> slice:
         """This process's part of a batch of `rows` (a multiple of the size)."""
         each = rows // self.size
@@ -98,11 +109,34 @@ def joined(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    world = World(distributed.get_rank(), distributed.get_world_size(), device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store, rank, size = next(rendezvous("env://"))
+    distributed.init_process_group(backend, store=_unused(store, rank, size), rank=rank, world_size=size)
+    world = World(rank, size, device)
     try:
         yield world
     except Stopped:
         distributed.destroy_process_group()
         raise
     distributed.destroy_process_group()
+
+
+def _unused(store: Store, rank: int, size: int) -> Store:
+    """A part of torchrun's store that these processes agree on, and that none before them has written to.
+
+    torchrun 2.13 keeps one store over its restarts: processes started again would find the addresses of those that have
+    died, and wait for them. How often it has restarted does not tell: that is counted machine by machine.
+    """
+    mine, key = uuid.uuid4().hex, "predistill"
+    if rank > 0:
+        store.set(f"{key}/here/{rank}", mine)
+        agreed = store.get(f"{key}/answer/{mine}").decode()  # waits
+        store.set(f"{key}/heard/{agreed}/{rank}", "")
+        return PrefixStore(agreed, store)
+    others = range(1, size)
+    while not store.check([f"{key}/heard/{mine}/{other}" for other in others]):
+        for here in (f"{key}/here/{other}" for other in others):
+            if store.check([here]):  # perhaps of one that has died: then nobody hears the answer
+                store.set(f"{key}/answer/{store.get(here).decode()}", mine)
+        time.sleep(ANSWER_SECONDS)
+    return PrefixStore(mine, store)

@@ -84,20 +84,20 @@ def test_a_special_token_in_a_conversation_is_the_template_s_or_text(tokenizer_p
 
 
 def test_a_token_begins_with_its_own_white_space(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(models.BPE({"b": 0, "Ċ": 1, "ĊĊ": 2, "c": 3}, [("Ċ", "Ċ")]))
+    tokenizer = Tokenizer(models.BPE({"b": 0, "Ġ": 1, "ĠĠ": 2, "c": 3, "<e>": 4}, [("Ġ", "Ġ")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)  # says that "ĊĊ" begins behind itself
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)  # says that two spaces begin behind themselves
+    assert tokenizer.encode("b  c").offsets == [(0, 1), (3, 3), (3, 4)]
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     ((_, data),) = tokenised_conversations(
-        [Conversation("b\n\nc", [(2, 4)], False, b"")],
+        [Conversation("b  c", [(0, 3)], False, b"")],
         tokenizer_path=tmp_path / "tokenizer.json",
-        end_id=0,
+        end_id=4,
         special_tokens_are_text=True,
         processes=1,
     )
     ids, marks = ids_and_marks(np.frombuffer(data, MARKED_DTYPE), MARKED_DTYPE)
-    # The first is the end token here, and the stream's.
-    assert (ids.tolist(), (marks & COUNTED).tolist()) == ([2, 3, 0], [0, 1, 0])
+    assert (ids.tolist(), (marks & COUNTED).tolist()) == ([0, 2, 3, 4], [1, 1, 0, 0])
 
 
 @given(st.text("a鸟🙂\n"), st.integers(4, 20))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from predistill.objective import All, Full, Sampled, SparseTargets, TopP
+from predistill.objective import All, Full, Sampled, SparseTargets, TopP, TopPK, linear_distill_loss
 
 
 def targets() -> SparseTargets:
@@ -34,6 +36,19 @@ def test_equal_ids_are_put_together_log_probabilities_kept_and_weights_added() -
     assert torch.allclose(sampled.weight_NK[0, :2], torch.tensor([0.4, 0.5]))  # type: ignore[index]
     once = targets()
     assert torch.equal(once.unique().columns_NK[5], once.columns_NK[5])
+
+
+def test_ids_of_32_bits_are_as_good_as_of_64() -> None:
+    wide, label_N = targets(), torch.arange(12)
+    assert wide.ids_NK is not None
+    narrow = replace(wide, ids_NK=wide.ids_NK.int())
+    weight_VD = torch.randn(20, 5, generator=torch.Generator().manual_seed(32), requires_grad=True)
+    found = []
+    for each in (wide, narrow, narrow.unique(), TopPK(p=0.9, k=20).narrow(narrow)):
+        total = linear_distill_loss(weight_VD.detach()[:12], weight_VD, label_N, each, alpha=0.9).total
+        found.append((total.detach(), *torch.autograd.grad(total, weight_VD)))
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
 
 
 def test_selecting_takes_every_column_along() -> None:

@@ -204,6 +204,24 @@ def test_a_finished_run_is_left_alone(pd_run: Run) -> None:
     assert after.keys() == before.keys()
 
 
+def test_a_run_that_another_process_trains_is_refused_and_untouched(pd_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    refusals: list[str] = []
+
+    def start_another(record: Any) -> None:
+        if record["kind"] == "step" and record["step"] == 20:
+            for overwrite in (False, True):
+                with pytest.raises(RunError) as refused:
+                    train(read_recipe(pd_run.recipe), out=out, overwrite=overwrite)
+                refusals.append(str(refused.value))
+
+    run = train(read_recipe(pd_run.recipe), out=out, on_record=start_another)
+    assert refusals == [f"{out}: another process trains here. Wait for it or stop it, or name another --out."] * 2
+    assert timeless(run) == timeless(pd_run)
+    assert weights(run) == weights(pd_run)
+    assert not (out / "train.lock").exists()
+
+
 def test_a_run_of_another_recipe_is_refused_and_untouched(pd_run: Run) -> None:
     before = files_below(pd_run.path)
     with pytest.raises(RunError, match=r"other recipe: seed was 0, now 5.*--overwrite"):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from predistill.lock import Lock
 from predistill.store import rows_begun
 from predistill.store.claims import Claims
-from predistill.store.lock import Lock
 from predistill.store.place import LocalPlace, open_place
 from predistill.store.working import lock_path
 from tests.store.crowd import wait_for

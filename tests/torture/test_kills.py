@@ -1,7 +1,7 @@
-"""Ten kills each, at random moments, in training and in capture; the record goes to benchmarks/results/torture.json.
+"""Ten kills at random moments of a capture; the record goes to benchmarks/results/torture.json.
 
-The fast laws kill twice (tests/stages); here the same helper kills on, so that starts, steps, checkpoints, shards and
-seals are all hit. $PREDISTILL_TORTURE_SEED repeats the choice of moments, if not the machine's timing.
+The fast laws kill twice (tests/stages); here the same helper kills on, so that starts, rows, shards and seals are all
+hit. $PREDISTILL_TORTURE_SEED repeats the choice of moments, if not the machine's timing.
 """
 
 from __future__ import annotations
@@ -13,53 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from predistill.recipe import read_recipe
 from predistill.runs import Run
 from predistill.stages.capture import capture
-from predistill.stages.train import train
 from predistill.store import Store
-from tests.made import BATCH_ROWS, ROW_LEN, files_below, recipe_content, timeless, weights
-from tests.processes import Forks, Kill, bytes_below, kill_then_finish, lines_of
+from tests.made import files_below
+from tests.processes import Forks, Kill, bytes_below, kill_then_finish
 from tests.torture.records import SEED, record
 
 pytestmark = pytest.mark.slow
 
 KILLS = 10
 ATTEMPTS = 5
-STEPS = 200
 
 Attempt = Callable[[int], tuple[list[Kill], dict[str, bool]]]
-
-
-def test_training_killed_ten_times_ends_as_if_never_killed(
-    corpus: Path, store: Path, forks: Forks, tmp_path: Path
-) -> None:
-    content = recipe_content(corpus, store, tokens=STEPS * BATCH_ROWS * ROW_LEN, evaluate_every=20, checkpoint_every=9)
-    whole = train(read_recipe(content), out=tmp_path / "whole")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
-    moments = random.Random(SEED)
-
-    def attempt(number: int) -> tuple[list[Kill], dict[str, bool]]:
-        out = tmp_path / f"run{number}"
-        kills = kill_then_finish(
-            forks,
-            ("train", recipe, "--out", out),
-            log=tmp_path / "log",
-            progress=lambda: lines_of(out / "metrics.jsonl"),
-            total=len(whole.metrics()),
-            times=KILLS,
-            moments=moments,
-        )
-        killed = Run(out)
-        return kills, {
-            "metrics equal line for line": timeless(killed) == timeless(whole),
-            "weights equal to the bit": weights(killed) == weights(whole),
-        }
-
-    tortured("training", "lines of metrics.jsonl", attempt)
 
 
 def test_capture_killed_ten_times_has_the_bytes_of_one_never_killed(

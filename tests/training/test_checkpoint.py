@@ -153,13 +153,12 @@ def test_a_lost_file_passes_it_over(tmp_path: Path, trained: Trained, lost: str)
     assert len(damaged) == 1
 
 
-def test_all_damaged_is_none_with_a_sentence_each(tmp_path: Path, trained: Trained) -> None:
+def test_all_damaged_is_refused_and_each_is_named(tmp_path: Path, trained: Trained) -> None:
     saved(tmp_path, trained, 1, 2)
     for path in tmp_path.iterdir():
         (path / "__0_0.distcp").write_bytes(b"")
-    path, damaged = newest(tmp_path)
-    assert path is None
-    assert len(damaged) == 2
+    with pytest.raises(RunError, match=r"none of its checkpoints is whole .*step-00000002: .*step-00000001: .*overwri"):
+        newest(tmp_path)
 
 
 def test_what_a_kill_left_half_written_is_no_checkpoint_and_is_replaced(tmp_path: Path, trained: Trained) -> None:

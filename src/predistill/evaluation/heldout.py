@@ -46,7 +46,7 @@ class Heldout:
         self.correct.append((best_N == label_N).cpu().numpy())
         return best_N
 
-    def record(self, *, bytes_per_token: float, teacher: str | None) -> dict[str, object]:
+    def record(self, *, bytes_per_token: float | None, teacher: str | None) -> dict[str, object]:
         """Nats a token, bits a byte, accuracy, ECE; and KL(teacher || student), agreement, the teacher's loss."""
         tokens = max(self.tokens, 1)
         confidence, correct = np.concatenate(self.confidence), np.concatenate(self.correct)
@@ -55,7 +55,7 @@ class Heldout:
             "rows": self.rows,
             "tokens": self.tokens,
             "loss_nats": loss,
-            "bits_per_byte": loss / math.log(2) / bytes_per_token,
+            "bits_per_byte": None if bytes_per_token is None else loss / math.log(2) / bytes_per_token,
             "accuracy": float(correct.mean()),
             "ece": expected_calibration_error(confidence, correct),
             "teacher": None

@@ -19,8 +19,9 @@ __all__ = ["SparseTargets", "concatenate"]
 class SparseTargets:
     """The kept part of a teacher's next-token distributions. A position whose ids are all -1 has no target.
 
-    ids_NK      int64, an id at most once in a position (`unique` makes it so), then -1 as padding; descending
-                probability, ties by ascending id (sampled: ascending id). None: dense, all V ids in order
+    ids_NK      int64 or, from a store, int32; an id at most once in a position (`unique` makes it so), then -1 as
+                padding; descending probability, ties by ascending id (sampled: ascending id). None: dense, all V ids
+                in order
     logprob_NK  float32, natural log of the teacher's full softmax at temperature 1; padding is not read.
                 None for sampled targets whose proposal is the teacher itself
     weight_NK   float32, sampled targets only: mean importance weight of the draws of that id (count / draws when the
@@ -111,11 +112,11 @@ class SparseTargets:
         if self.ids_NK is None:
             return self
         padding_NK = self.ids_NK < 0
-        key_NK = self.ids_NK.masked_fill(padding_NK, torch.iinfo(torch.int64).max)
+        key_NK = self.ids_NK.long().masked_fill(padding_NK, torch.iinfo(torch.int64).max)
         key_NK, order_NK = key_NK.sort(dim=1, stable=True)
         place_NK = torch.zeros_like(key_NK)
         place_NK[:, 1:] = (key_NK[:, 1:] != key_NK[:, :-1]).cumsum(dim=1)
-        ids_NK = torch.full_like(key_NK, -1).scatter_(1, place_NK, self.ids_NK.gather(1, order_NK))
+        ids_NK = torch.full_like(self.ids_NK, -1).scatter_(1, place_NK, self.ids_NK.gather(1, order_NK))
 
         def together(value_NK: Tensor | None, how: str) -> Tensor | None:
             if value_NK is None:

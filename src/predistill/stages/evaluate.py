@@ -64,7 +64,8 @@ def evaluate(
     record = {
         "command": command_line(),
         "heldout": measured.record(
-            bytes_per_token=stats["bytes"] / stats["tokens"], teacher=None if teacher is None else teacher_name(teacher)
+            bytes_per_token=None if heldout.instruct else stats["bytes"] / stats["tokens"],  # of responses not known
+            teacher=None if teacher is None else teacher_name(teacher),
         ),
         "samples": [
             {"prompt": prompt, "text": continue_text(model, tokenizer, prompt, tokens=SAMPLE_TOKENS)}

@@ -18,7 +18,7 @@ from predistill.fingerprint import file_sha256
 from predistill.objective import EntropyScaled, StdScaled, check_combination, check_narrower
 from predistill.recipe import CorpusEntry, LiveTeaching, Recipe
 from predistill.runs import Run, command_line
-from predistill.stages.sizes import batch_rows, run_sizes
+from predistill.stages.sizes import batch_rows, copy_ranks, run_sizes
 from predistill.store import Store
 from predistill.students.build import student_config
 from predistill.teachers.load import teacher_config, teacher_facts
@@ -120,6 +120,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
             ("row length", corpus.row_len, first.row_len),
             ("vocabulary", corpus.vocab_size, first.vocab_size),
             ("tokenizer", corpus.manifest["tokenizer"]["sha256"], first.manifest["tokenizer"]["sha256"]),
+            ("end token", corpus.end_id, first.end_id),
             ("document mask", corpus.document_mask, first.document_mask),
         ):
             if value != expected:
@@ -133,6 +134,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
             )
         check_expected(entry, corpus)
     rows = batch_rows(recipe, first.row_len, ranks=world_size())
+    copy_ranks(recipe, ranks=world_size())
     stores: tuple[Store | None, ...] = ()
     if recipe.teacher.kind == "stored":
         stores = tuple(

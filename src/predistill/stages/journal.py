@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,16 @@ class Journal:
         choice: WatchChoice,
         steps: int,
         taught: bool,
+        corpora: Collection[str],
         resume_step: int,
         keep_batch: Callable[[int], Path],
         forget: Callable[[int], None],
         on_record: Callable[[Record], None] | None,
     ) -> None:
-        """`keep_batch(step)` writes the rows and tokens of a step (from 1) to a file, and names it; `forget(step)`
-        drops the checkpoints of that step and after."""
+        """`corpora`: those that the run learns from, by path. `keep_batch(step)` writes the rows and tokens of a step
+        (from 1) to a file, and names it; `forget(step)` drops the checkpoints of that step and after."""
         self._run, self._policy, self._on_record = run, choice.policy, on_record
-        self._keep_batch, self._forget = keep_batch, forget
+        self._corpora, self._keep_batch, self._forget = corpora, keep_batch, forget
         self._metrics = Metrics(run, resume_step=resume_step) if world.first else None
         self._findings = Findings(run, resume_step=resume_step) if world.first else None
         history = world.share(run.metrics() if world.first else [])
@@ -110,6 +111,8 @@ class Journal:
     def _see(self, record: Record) -> list[Finding]:
         if record["step"] in self.skipped:
             return []
+        if record["kind"] == "heldout" and record.get("corpus") not in self._corpora:
+            return []  # text that it does not learn from may become less likely
         bad = [key for key in NUMBERS if key in record and record[key] is None]
         if record["kind"] == "step":
             self._lost = self._lost + 1 if bad else 0

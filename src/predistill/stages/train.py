@@ -12,24 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from predistill.errors import Stopped
 from predistill.evaluation.heldout import heldout_in_training
-from predistill.recipe import FREE, Recipe
-from predistill.runs import Run, remove_run
+from predistill.recipe import Recipe
+from predistill.runs import Run
 from predistill.stages.batches import Batches
-from predistill.stages.inputs import Inputs, open_inputs, pick_device, start_path
+from predistill.stages.beginning import run_opened, student_of, whole_model
+from predistill.stages.inputs import Inputs, open_inputs, pick_device
 from predistill.stages.journal import Journal, Record, RollBack
-from predistill.stages.teaching import check_log, observer, target_log
-from predistill.students.build import build_student, load_model
+from predistill.stages.teaching import observer, target_log
 from predistill.students.card import model_card
-from predistill.students.check import check_student
 from predistill.students.export import export_student
-from predistill.students.presets import PRESETS
 from predistill.training.checkpoint import Checkpoints
 from predistill.training.optim import adamw, set_lr
-from predistill.training.parallel import parallelised, whole_weights
 from predistill.training.step import StepResult, train_step
 from predistill.training.student import Student
 from predistill.world import World, joined
@@ -54,8 +50,11 @@ def train(
     every line of metrics.jsonl, and what the watch finds. Raises Stopped, with all saved, after SIGTERM or SIGINT.
     """
     inputs = open_inputs(recipe)
-    with joined(pick_device()) as world, _stop_requested() as stop_requested:
-        run = Run(world.of_first(lambda: _opened(recipe, inputs, Path(out), overwrite=overwrite, force=force)))
+    with (
+        joined(pick_device()) as world,
+        run_opened(recipe, inputs, world, Path(out), overwrite=overwrite, force=force) as run,
+        _stop_requested() as stop_requested,
+    ):
         done = world.share(run.done is not None)
         while not done:
             try:
@@ -78,7 +77,7 @@ def _train(
     with ExitStack() as opened:
         checkpoints = opened.enter_context(_checkpoints(recipe, run, world))
         newest = _newest(checkpoints, run, world)
-        student = _student(recipe, inputs, world)
+        student = student_of(recipe, inputs, world)
         optimizer = adamw(student.model, betas=recipe.optimizer.betas, weight_decay=recipe.optimizer.weight_decay)
         clock, logged = _resume(newest, checkpoints, student, optimizer)
         batches = opened.enter_context(Batches(recipe, inputs, world))
@@ -88,9 +87,7 @@ def _train(
             alpha = recipe.alpha(step + 0.5, recipe.steps) if recipe.taught else 0.0
             lr = recipe.lr(step + 0.5, recipe.steps)  # the middle of the step: neither end of a schedule is lost
             set_lr(optimizer, lr)
-            torch.manual_seed(
-                ((recipe.seed << 32) + step * world.size + world.rank) % 2**63
-            )  # of dropout, where there is any
+            world.seed(recipe.seed, step)
             waited, read = batches.stall_seconds, batches.reader_cpu_seconds
             with clock:
                 result = train_step(
@@ -160,45 +157,6 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _opened(recipe: Recipe, inputs: Inputs, out: Path, *, overwrite: bool, force: bool) -> Path:
-    """Make the run directory, or take up the one that is there. Whatever is refused is refused before."""
-    environment = inputs.environment(recipe)
-    if overwrite or not (out / "recipe.yaml").exists():
-        check_log(recipe, inputs, environment["identity"])
-        if recipe.student.preset not in PRESETS or recipe.student.from_ is not None:
-            check_student(_begun(recipe, inputs, torch.device("cpu")), end_id=inputs.masked_by)
-    if overwrite:
-        remove_run(out)
-    return Run.open(out, recipe=recipe.resolved(), environment=environment, free=FREE, force=force).path
-
-
-def _begun(recipe: Recipe, inputs: Inputs, device: torch.device) -> PreTrainedModel:
-    """The student before its first step."""
-    if recipe.student.from_ is None:
-        return build_student(inputs.config, seed=recipe.seed, device=device)
-    return load_model(start_path(recipe.student.from_), device=device)
-
-
-def _student(recipe: Recipe, inputs: Inputs, world: World) -> Student:
-    """The recipe's student, laid over the world; every process builds it whole first, with the same weights."""
-    where = torch.device("cpu") if world.size > 1 else world.device  # sharding moves it, block by block
-    model = _begun(recipe, inputs, where).train()
-    bf16 = recipe.precision == "bf16"
-    student = Student(
-        model,
-        end_id=inputs.masked_by,
-        autocast=torch.autocast(world.device.type, torch.bfloat16, enabled=bf16),
-    )
-    return parallelised(
-        student,
-        world,
-        shard=recipe.shard,
-        bf16=bf16,
-        activation_checkpointing=recipe.activation_checkpointing,
-        compiled=recipe.compile,
-    )
-
-
 def _checkpoints(recipe: Recipe, run: Run, world: World) -> Checkpoints:
     kept = recipe.every(recipe.keep_every)
     return Checkpoints(run.path / "checkpoints", world, keep=recipe.keep, keep_steps=kept)
@@ -219,6 +177,7 @@ def _journal(
         choice=recipe.watch,
         steps=recipe.steps,
         taught=recipe.taught,
+        corpora=[entry.path for entry in recipe.corpus],
         resume_step=clock.step,
         keep_batch=lambda step: batches.keep(step, run.path / "batches"),
         forget=checkpoints.forget,
@@ -271,7 +230,7 @@ def _due(step: int, every: int | None, steps: int) -> bool:
 
 
 def _finish(inputs: Inputs, run: Run, world: World, student: Student, clock: _Clock) -> None:
-    model = _whole_model(student, inputs, world)
+    model = whole_model(student, inputs, world)
     if not world.first:
         return
     export_student(
@@ -294,13 +253,3 @@ def _finish(inputs: Inputs, run: Run, world: World, student: Student, clock: _Cl
             "model": "model",
         },
     )
-
-
-def _whole_model(student: Student, inputs: Inputs, world: World) -> PreTrainedModel:
-    """The model with all its weights, on the first process; every process takes part."""
-    if world.size == 1:
-        return student.model
-    weights = whole_weights(student.model, world)
-    model = build_student(inputs.config, seed=0, device=torch.device("cpu"))
-    model.load_state_dict(weights, strict=world.first)
-    return model

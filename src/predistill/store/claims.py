@@ -11,8 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from predistill.lock import is_held
 from predistill.store import layout
-from predistill.store.lock import is_held
 from predistill.store.place import LocalPlace, Place, open_place
 from predistill.store.working import lock_path
 

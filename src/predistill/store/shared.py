@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.errors import StoreError
+from predistill.lock import Lock
 from predistill.store import layout
 from predistill.store.calibration import CALIBRATION
 from predistill.store.claims import Claims
-from predistill.store.lock import Lock
 from predistill.store.place import LocalPlace
 from predistill.store.seal import PartsRows, seal_store
 from predistill.store.working import explained

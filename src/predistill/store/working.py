@@ -13,9 +13,9 @@ from typing import Any
 import xxhash
 
 from predistill.errors import StoreError
+from predistill.lock import Lock
 from predistill.store import layout
 from predistill.store.cache import cache_folder
-from predistill.store.lock import Lock
 from predistill.store.place import LocalPlace, Place
 
 __all__ = ["check_facts", "explained", "lock_path", "take_part", "working_folder"]

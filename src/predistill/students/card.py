@@ -30,8 +30,10 @@ def model_card(
     lines = ["---", "library_name: transformers", f"tags: [{tags}]", "---", f"# {recipe['name']}", "", made, ""]
     if evaluation is not None:
         heldout = evaluation["heldout"]
+        bits = heldout["bits_per_byte"]
+        in_bytes = "" if bits is None else f"{bits:.4f} bits a byte, "
         measured = (
-            f"Held-out text: {heldout['loss_nats']:.4f} nats a token, {heldout['bits_per_byte']:.4f} bits a byte, "
+            f"Held-out text: {heldout['loss_nats']:.4f} nats a token, {in_bytes}"
             f"calibration error {heldout['ece']:.4f} over {heldout['tokens']:,} tokens."
         )
         lines += [measured, ""]

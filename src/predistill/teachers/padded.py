@@ -25,7 +25,7 @@ def padded_arrays(stored: RowTargets, *, draws: int | None, tau: float | None = 
         array[kept_NK] = values
         return array
 
-    arrays = {"ids_NK": padded(stored.ids_E, -1, np.int64)}
+    arrays = {"ids_NK": padded(stored.ids_E, -1, np.int32)}
     if stored.logprob_E is not None:
         arrays["logprob_NK"] = padded(stored.logprob_E, -np.inf, np.float32)
     if stored.count_E is not None:

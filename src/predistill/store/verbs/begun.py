@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from predistill.errors import StoreError
 from predistill.files import parse_sealed_json
+from predistill.lock import is_held
 from predistill.store import layout
 from predistill.store.calibration import CALIBRATION, measured
 from predistill.store.claims import Claims
-from predistill.store.lock import is_held
 from predistill.store.place import LocalPlace, Place, open_place
 from predistill.store.reader import Store
 from predistill.store.record import parse_head

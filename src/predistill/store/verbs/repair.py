@@ -18,12 +18,12 @@ import numpy.typing as npt
 
 from predistill.errors import StoreError
 from predistill.files import parse_sealed_json, sealed_json
+from predistill.lock import Lock
 from predistill.store import layout
 from predistill.store.calibration import CALIBRATION
 from predistill.store.growing import GrowingShard
 from predistill.store.index import Index
 from predistill.store.layout import ShardStats
-from predistill.store.lock import Lock
 from predistill.store.place import Place
 from predistill.store.shard import parse_shard_name
 from predistill.store.verbs.begun import finish_store, reached

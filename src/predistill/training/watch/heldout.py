@@ -15,16 +15,18 @@ __all__ = ["Baseline", "CalibrationDrift", "Curve", "Plateau"]
 
 
 class Plateau:
-    """The held-out loss has fallen by less than a thousandth over a twelfth of the run; or not by anything at all from
-    one line to the next, which weights that move cannot do. Counted from a tenth to nine tenths of the run: before,
-    warm-up explains it, and after, the decay of the learning rate. Over when it falls again."""
+    """The held-out loss has fallen by less than a thousandth over a twelfth of the run, on two lines running, or on one
+    that is a hundredth above the one before; or not by anything at all from one line to the next, which weights that
+    move cannot do. Counted from a tenth to nine tenths of the run: before, warm-up explains it, and after, the decay of
+    the learning rate. Over once it is half a hundredth lower than it was when it was told."""
 
-    FALL, PART = 0.001, 1 / 12
+    FALL, PART, RISE, OVER = 0.001, 1 / 12, 0.01, 0.005
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
         self._seen: list[tuple[int, float]] = []
-        self._told = False
+        self._flat = 0  # lines running
+        self._told: float | None = None  # the loss when it was told
 
     def see(self, line: Record, *, lr: float) -> Finding | None:
         """What this line shows; `lr` is that of the last step."""
@@ -37,12 +39,13 @@ class Plateau:
         still = before[-1] if before and before[-1][1] == loss else None
         since, there = still or (earlier[-1] if earlier else (step, math.inf))
         fall = (there - loss) / there if there < math.inf else math.inf
-        if fall >= self.FALL:
-            self._told = False
+        rises = bool(before) and loss > before[-1][1] * (1 + self.RISE)
+        self._flat = 0 if fall >= self.FALL else self._flat + 1
+        if self._told is not None and loss < self._told * (1 - self.OVER):
+            self._told = None
+        if self._told is not None or not (self._flat > 1 or (self._flat and (still or rises))):
             return None
-        if self._told:
-            return None
-        self._told = True
+        self._told = loss
         change = (
             f"The weights do not move, at lr {lr:.3g}: look at the schedule, lr.peak and lr.decay_frac."
             if still

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from predistill.store.lock import Lock, is_held
+from predistill.lock import Lock, is_held
 from tests.store.crowd import wait_for
 
 FORK = multiprocessing.get_context("fork")
