@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from predistill.corpus import Corpus
 from predistill.memory import keep_freed_memory
 from predistill.recipe import Recipe, read_recipe
@@ -38,8 +36,7 @@ class Arm:
         self.world = world or World(0, 1, pick_device())
         bf16 = recipe.precision == "bf16"
         model = build_student(self.inputs.config, seed=recipe.seed, device=self.world.device).train()
-        autocast = torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16)
-        student = Student(model, end_id=None, autocast=autocast)
+        student = Student(model, bf16=bf16)
         self.student = parallelised(student, self.world, bf16=bf16, compiled=recipe.compile)
         self._optimizer = adamw(model, betas=recipe.optimizer.betas, weight_decay=recipe.optimizer.weight_decay)
         set_lr(self._optimizer, LR)

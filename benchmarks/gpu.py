@@ -107,7 +107,7 @@ def measured(shape: Shape, world: World, folder: Path) -> dict[str, Any]:
 def step_of(shape: Shape, world: World, window: Window, *, alpha: float) -> Callable[[int], None]:
     config = student_config(shape.preset, vocab_size=shape.vocabulary, row_len=shape.row_len, end_id=0)
     model = build_student(config, seed=0, device=world.device).train()
-    student = Student(model, end_id=None, autocast=torch.autocast(world.device.type, torch.bfloat16))
+    student = Student(model, bf16=True)
     student = parallelised(student, world, bf16=True, compiled=shape.compiled)
     optimizer = adamw(model, betas=(0.9, 0.95), weight_decay=0.1)
     set_lr(optimizer, 1e-4)

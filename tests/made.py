@@ -42,8 +42,7 @@ def recipe_content(corpus: Path, store: Path | str | None = None, /, **changes: 
 
 def in_training(model: PreTrainedModel, *, end_id: int | None = None) -> Student:
     """A model as the step takes it, in float32."""
-    plain = torch.autocast("cpu", torch.bfloat16, enabled=False)
-    return Student(model, end_id=end_id, autocast=plain)
+    return Student(model, end_id=end_id)
 
 
 def timeless(run: Run) -> list[dict[str, Any]]:

@@ -50,7 +50,6 @@ def train(
         show(facts, as_json, words(facts))
         return
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks for all
-    anew = overwrite and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # a restart goes on
     with (
         shown_training(chosen.name, steps=chosen.steps, cost=lambda: _cost(out), quiet=as_json or not first) as shown,
         tracked(track or (), out, config=chosen.resolved()) as log,
@@ -60,7 +59,7 @@ def train(
             shown(record)
             log(record)
 
-        finished = run(chosen, out=out, overwrite=anew, force=force_resume, on_record=on_record)
+        finished = run(chosen, out=out, overwrite=overwrite, force=force_resume, on_record=on_record)
     if first:
         facts = {"run": str(finished.path), **(finished.done or {})}
         show(facts, as_json, table(facts))

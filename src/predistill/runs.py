@@ -47,7 +47,8 @@ class Run:
         free: Collection[str] = (),
         force: bool = False,
     ) -> Run:
-        """Create the run, or go on with it; refuses a run of another recipe or of other inputs.
+        """Create the run, or go on with it; refuses a run of another recipe or of other inputs. A finished one is left
+        as it is.
 
         `free`: keys of a recipe that may have changed since. `force`: go on whatever has changed. What has is taken
         over, and stands under "changes" in environment.json.
@@ -60,6 +61,8 @@ class Run:
                 changes.append(_changed("inputs", run.environment["identity"], environment["identity"]))
             for change in () if force else changes:
                 _refuse(run, change, free)
+            if run.done is not None:
+                return run
             changes = [*run.environment.get("changes", ()), *(change for change in changes if change["from"])]
         elif path.exists() and any(path.iterdir()):
             raise RunError(f"{path}: not empty, and not a run. Name a new directory with --out.")

@@ -20,7 +20,10 @@ from tests.training.test_watch import FAULT, PROVOKED, TWENTIETH
 
 SEEDS = [1000 + SEED % 1_000_000 + i for i in range(5)]
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Pydantic serializer warnings"),  # of a schedule that no recipe can ask for
+]
 
 
 def findings(out: Path, name: str, made: Made, *, seed: int, baseline: str | None = None) -> list[dict[str, Any]]:

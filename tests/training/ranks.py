@@ -45,8 +45,7 @@ class Recorded(torch.optim.SGD):
 
 def student(config: PretrainedConfig, world: World, **how: Any) -> Student:
     model = build_student(config, seed=0, device=CPU).train()
-    plain = torch.autocast("cpu", torch.bfloat16, enabled=False)
-    return parallelised(Student(model, end_id=None, autocast=plain), world, **how)
+    return parallelised(Student(model), world, **how)
 
 
 def windows(

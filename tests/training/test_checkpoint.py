@@ -126,6 +126,33 @@ def test_forgotten_ones_are_gone_and_those_before_stay(tmp_path: Path, trained: 
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
 
 
+def test_where_none_is_before_none_is_forgotten(tmp_path: Path, trained: Trained) -> None:
+    saved(tmp_path, trained, 10, 15)
+    with pytest.raises(RunError, match=r"no checkpoint is from before step 10, .*keep_every.*watch.policy"):
+        checkpoints(tmp_path).forget(10)
+    assert len(list(tmp_path.iterdir())) == 2
+    checkpoints(tmp_path / "none").forget(10)
+
+
+def test_a_part_that_lies_elsewhere_makes_no_checkpoint(
+    tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, trained, 1)
+    seal = Checkpoints._seal
+
+    def on_another_machine(self: Checkpoints, written: Any, temporary: Path, *rest: Any) -> None:
+        written.result()
+        (temporary / "__0_0.distcp").unlink()
+        seal(self, written, temporary, *rest)
+
+    monkeypatch.setattr(Checkpoints, "_seal", on_another_machine)
+    writer = checkpoints(tmp_path)
+    writer.save(trained.student, trained.optimizer, {}, step=2)
+    with pytest.raises(RunError, match=r"__0_0.distcp is not here.* all machines share"):
+        writer.wait()
+    assert newest(tmp_path) == (tmp_path / "step-00000001", [])
+
+
 def test_a_flipped_bit_anywhere_in_the_newest_passes_it_over_and_says_so(tmp_path: Path, trained: Trained) -> None:
     saved(tmp_path, trained, 1, 2)
     files = sorted((tmp_path / "step-00000002").iterdir())

@@ -138,12 +138,14 @@ def heldout_in_training(
     student.train()
     sums = torch.tensor([result.loss_sum, result.tokens], dtype=torch.float64, device=world.device)
     loss, tokens = world.sum_(sums).tolist()
+    if not tokens:
+        return {}
     parts = world.collect((result.confidence, result.correct))
     calibration = None
     if world.first:
         confidence, correct = ([array for part in parts for array in part[i]] for i in (0, 1))
         calibration = expected_calibration_error(np.concatenate(confidence), np.concatenate(correct))
-    return {"loss_nats": loss / max(tokens, 1), "ece": world.share(calibration)}
+    return {"loss_nats": loss / tokens, "ece": world.share(calibration)}
 
 
 def _logprob(head: Head, hidden_ND: torch.Tensor, vocab_size: int) -> torch.Tensor:

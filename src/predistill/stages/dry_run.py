@@ -14,7 +14,7 @@ from predistill.errors import RecipeError, did_you_mean
 from predistill.laws import PEAK_FLOPS, days, peak_flops, store_bytes_per_token
 from predistill.objective.layer import CHUNK_BYTES, CHUNK_TOKENS
 from predistill.recipe import CorpusEntry, LiveTeaching, Recipe
-from predistill.stages.inputs import check_expected, matching_store, open_inputs
+from predistill.stages.inputs import check_expected, matching_store, open_inputs, start_config
 from predistill.stages.sizes import batch_rows, run_sizes
 from predistill.store.layout import MANIFEST
 from predistill.store.place import open_place
@@ -58,9 +58,12 @@ def dry_run(recipe: Recipe, *, ranks: int | None = None, accelerator: str = "h10
     teacher = None
     if isinstance(recipe.teacher, LiveTeaching):
         teacher = teacher_config(recipe.teacher.model, vocab_size=first.vocab_size)
-    config = student_config(
-        recipe.student.preset, vocab_size=first.vocab_size, row_len=first.row_len, end_id=first.end_id
-    )
+    if recipe.student.from_ is not None and Path(recipe.student.from_).exists():
+        config = start_config(recipe.student.from_)
+    else:
+        config = student_config(
+            recipe.student.preset, vocab_size=first.vocab_size, row_len=first.row_len, end_id=first.end_id
+        )
     sizes = run_sizes(
         recipe,
         config=config,

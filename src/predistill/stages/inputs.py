@@ -26,7 +26,7 @@ from predistill.teachers.stored import stored_truncation
 from predistill.training.step import Objective
 from predistill.world import world_size
 
-__all__ = ["Inputs", "check_expected", "matching_store", "open_inputs", "pick_device", "start_path"]
+__all__ = ["Inputs", "check_expected", "matching_store", "open_inputs", "pick_device", "start_config", "start_path"]
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ def start_path(start: str) -> Path:
     return path
 
 
-def _start_config(start: str, corpus: Corpus) -> PretrainedConfig:
-    """The configuration of the model that a student starts from, whose words have to be the corpus's."""
+def start_config(start: str) -> PretrainedConfig:
+    """The configuration of the model that a student starts from."""
     path = start_path(start)
     source: dict[str, Any] = {"pretrained_model_name_or_path": path}
     if path.suffix == ".gguf":
@@ -212,6 +212,12 @@ def _start_config(start: str, corpus: Corpus) -> PretrainedConfig:
         raise RunError(
             f"student.from: {path} is no model ({reason}). Name a finished run or a Hugging Face directory."
         ) from None
+    return config
+
+
+def _start_config(start: str, corpus: Corpus) -> PretrainedConfig:
+    """The same, whose words have to be the corpus's."""
+    config, path = start_config(start), start_path(start)
     words, ours = config.get_text_config().vocab_size, path.parent / "recipe.yaml"
     same = not ours.exists() or file_sha256(path / "tokenizer.json") == corpus.manifest["tokenizer"]["sha256"]
     if words < corpus.vocab_size or not same:  # a model from elsewhere may have columns that no word needs

@@ -86,12 +86,13 @@ class Journal:
             self._metrics.write(record)
             self._tell(record)
         findings = self._see(record)
-        severe = next((finding for finding in findings if finding.severe), None)
+        severe = min((finding for finding in findings if finding.severe), key=lambda each: each.since, default=None)
         rollback = severe is not None and self._policy == "rollback" and self._rollbacks < ROLLBACKS
         if severe is not None and rollback:
             self._forget(severe.since)  # before it is written down: what is not written is found again
+        action = "rollback" if rollback else "warn" if self._policy == "warn" else "stop"
         for finding in findings if self._findings is not None else ():
-            self._note(finding)
+            self._note(finding, action if finding.severe else "warn")
         if severe is not None and rollback:
             raise RollBack(severe.since)
         if severe is not None and self._policy != "warn":
@@ -118,10 +119,10 @@ class Journal:
             self._lost = self._lost + 1 if bad else 0
         return self._watch.see({**record, **dict.fromkeys(bad, math.nan)})
 
-    def _note(self, finding: Finding) -> None:
+    def _note(self, finding: Finding, action: str) -> None:
         """Write a finding, and its batch where that may be what is wrong."""
         assert self._findings is not None
-        line = {**asdict(finding), "action": self._policy if finding.severe else "warn"}
+        line = {**asdict(finding), "action": action}
         if finding.kind in KEPT:
             kept = self._keep_batch(finding.step).relative_to(self._run.path)
             line |= {"batch": str(kept), "sentence": f"{finding.sentence} Its rows are in {kept}."}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import time
@@ -32,6 +33,7 @@ from predistill.world import World, joined
 
 __all__ = ["train"]
 
+HELDOUT_BATCH_ROWS = 16
 HELDOUT_ROWS = 64  # of the cadence in training; `predistill evaluate` measures the whole split
 
 
@@ -61,7 +63,7 @@ def train(
                 _train(recipe, inputs, run, world, stop_requested, on_record)
                 done = True
             except RollBack:
-                pass  # go on from the checkpoint before, which is the newest now
+                gc.collect()  # the student that is given up; go on from the checkpoint before, the newest now
     return run
 
 
@@ -80,9 +82,11 @@ def _train(
         student = student_of(recipe, inputs, world)
         optimizer = adamw(student.model, betas=recipe.optimizer.betas, weight_decay=recipe.optimizer.weight_decay)
         clock, logged = _resume(newest, checkpoints, student, optimizer)
+        checkpoints.forget(clock.step + 1)  # damaged ones, which would count as kept
         batches = opened.enter_context(Batches(recipe, inputs, world))
         log = opened.enter_context(target_log(recipe, inputs, run, logged, world))
         journal = opened.enter_context(_journal(recipe, run, world, batches, checkpoints, clock, on_record))
+        micro_rows = min(HELDOUT_BATCH_ROWS, recipe.micro_batch_rows)
         for step in range(clock.step, recipe.steps):
             alpha = recipe.alpha(step + 0.5, recipe.steps) if recipe.taught else 0.0
             lr = recipe.lr(step + 0.5, recipe.steps)  # the middle of the step: neither end of a schedule is lost
@@ -95,18 +99,21 @@ def _train(
                     clip=recipe.optimizer.clip, world=world, update=step + 1 not in journal.skipped,
                     asked=stop_requested, observe=observer(log, step),
                 )  # fmt: skip
-            clock.cpu_seconds += batches.reader_cpu_seconds - read
+            clock.own_cpu_seconds += batches.reader_cpu_seconds - read
             tokens = batches.tokens(clock.step)
             record = _step_record(result, clock, tokens, alpha=alpha, lr=lr)
             journal.write({**record, "stall_s": round(batches.stall_seconds - waited, 4)})
             if _due(clock.step, recipe.every(recipe.evaluate_every), recipe.steps):
                 for path, corpus in inputs.heldout.items():
-                    if measured := heldout_in_training(student, corpus, rows=HELDOUT_ROWS, world=world):
+                    if measured := heldout_in_training(
+                        student, corpus, rows=HELDOUT_ROWS, world=world, batch_rows=micro_rows
+                    ):
                         which = {"kind": "heldout", "step": clock.step, "tokens": tokens, "corpus": path}
                         journal.write({**which, **measured})
             stopping = result.asked > 0
             if stopping or _due(clock.step, recipe.every(recipe.checkpoint_every), recipe.steps):
                 journal.sync()
+                clock.add_up(world)
                 facts = {"clock": asdict(clock), "logged": None if log is None else log.state()}
                 checkpoints.save(student, optimizer, facts, step=clock.step)
             if stopping and clock.step < recipe.steps:
@@ -125,7 +132,13 @@ class _Clock:
 
     step: int = 0
     seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of all processes, as of the last `add_up`
+    own_cpu_seconds: float = 0.0  # of this one, since
+
+    def add_up(self, world: World) -> None:
+        """Put the CPU time of all processes together; all of them call it."""
+        own = torch.tensor(self.own_cpu_seconds, dtype=torch.float64, device=world.device)
+        self.cpu_seconds, self.own_cpu_seconds = self.cpu_seconds + float(world.sum_(own)), 0.0
 
     def __enter__(self) -> None:
         self._started = time.perf_counter(), time.process_time()
@@ -134,7 +147,7 @@ class _Clock:
         if failure[0] is None:
             self.step += 1
         self.seconds += time.perf_counter() - self._started[0]
-        self.cpu_seconds += time.process_time() - self._started[1]
+        self.own_cpu_seconds += time.process_time() - self._started[1]
 
 
 @contextmanager
@@ -231,7 +244,7 @@ def _due(step: int, every: int | None, steps: int) -> bool:
 
 def _finish(inputs: Inputs, run: Run, world: World, student: Student, clock: _Clock) -> None:
     model = whole_model(student, inputs, world)
-    if not world.first:
+    if model is None:
         return
     export_student(
         model,

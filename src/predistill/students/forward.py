@@ -52,6 +52,8 @@ class Head:
         One chunk is what it takes: scale and softcap work in place.
         """
         with torch.no_grad():
+            if self.plain:  # a norm may have widened them under autocast
+                hidden_ND = hidden_ND.to(self.weight_VD.dtype)
             logit_NV: torch.Tensor = self.module(hidden_ND).float()
             if self.logit_scale != 1.0:
                 logit_NV.mul_(self.logit_scale)

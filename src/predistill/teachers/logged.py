@@ -125,8 +125,6 @@ class TargetLog:
         self, rows: npt.NDArray[np.int64], ids_BT1: torch.Tensor, head: Head, hidden_BTD: torch.Tensor
     ) -> list[RowTargets]:
         """Row by row, in the store's form."""
-        # Under autocast the hidden states are bfloat16; the master weights are not.
-        hidden_BTD = hidden_BTD.to(head.weight_VD.dtype)
         cut = self._pieces.each(head, hidden_BTD, rows=rows, label_RT=ids_BT1[:, 1:], use=csr_arrays)
         each = len(cut) // len(rows)
         found = []

@@ -99,12 +99,9 @@ class Checkpoints:
                 ) from error
 
     def forget(self, step: int) -> None:
-        """Drop the checkpoints of `step` and after."""
+        """Drop the checkpoints of `step` and after. Raises RunError, and drops none, where there is none before."""
         self.wait()
-        for path in _checkpoints(self._folder) if self._world.first else ():
-            if _step_of(path) >= step:
-                shutil.rmtree(path)
-        self._world.meet()  # nobody looks before they are gone
+        self._world.of_first(lambda: _forget(self._folder, step))
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest whole checkpoint, or None where there is none yet; and a sentence for each damaged one that was
@@ -130,6 +127,12 @@ class Checkpoints:
     def _seal(self, written: Future[Any], temporary: Path, final: Path, step: int) -> None:
         """Once all processes have written: the list of files, and the rename that makes the checkpoint."""
         written.result()
+        parts = {part.relative_path for part in FileSystemReader(temporary).read_metadata().storage_data.values()}
+        if absent := sorted(parts - {path.name for path in temporary.iterdir()}):
+            raise RunError(
+                f"{temporary}: {absent[0]} is not here: another machine wrote it elsewhere. Name an --out that all "
+                "machines share."
+            )
         files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in temporary.iterdir()}
         write_sealed_json(temporary / "files.json", {"step": step, "files": files})
         shutil.rmtree(final, ignore_errors=True)
@@ -150,6 +153,18 @@ def _tensors(student: Student, optimizer: torch.optim.Optimizer) -> Iterator[tup
     for name, buffer in student.model.named_buffers():
         if name in persistent:
             yield f"model.{name}", buffer
+
+
+def _forget(folder: Path, step: int) -> None:
+    there = _checkpoints(folder)
+    if there and _step_of(there[0]) >= step:
+        raise RunError(
+            f"{folder}: no checkpoint is from before step {step:,}, so the run cannot be rolled back behind it. Keep "
+            "older ones (keep, keep_every), or set watch.policy to warn or stop; the run can go on as it is."
+        )
+    for path in there:
+        if _step_of(path) >= step:
+            shutil.rmtree(path)
 
 
 def _newest(folder: Path) -> tuple[Path | None, list[str]]:

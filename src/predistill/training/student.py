@@ -23,12 +23,12 @@ Use = Callable[[Head, Tensor, Tensor | None], tuple[Any, ...]]
 
 
 class Student(nn.Module):
-    """A causal model, trained; `end_id` is given when attention stays within documents, `autocast` is the compute
-    precision."""
+    """A causal model, trained; `end_id` is given when attention stays within documents, `bf16` says that products are
+    computed in bfloat16."""
 
-    def __init__(self, model: PreTrainedModel, *, end_id: int | None, autocast: torch.autocast) -> None:
+    def __init__(self, model: PreTrainedModel, *, end_id: int | None = None, bf16: bool = False) -> None:
         super().__init__()
-        self.model, self.end_id, self.autocast = model, end_id, autocast
+        self.model, self.end_id, self.bf16 = model, end_id, bf16
 
     @property
     def device(self) -> torch.device:
@@ -38,6 +38,9 @@ class Student(nn.Module):
     def forward(self, input_BT: Tensor, use: Use) -> tuple[Any, ...]:
         """`use(head, last hidden states [B, T, D], router loss or None)`: a tuple, in which sharding finds the tensors
         with a gradient."""
-        with self.autocast:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             hidden = run(self.model, input_BT, end_id=self.end_id)
-        return use(head_of(self.model), hidden.hidden_BTD, hidden.router)
+        hidden_BTD = hidden.hidden_BTD
+        if self.bf16:  # the last norm may have widened them, and the output layer's products with them
+            hidden_BTD = hidden_BTD.bfloat16()
+        return use(head_of(self.model), hidden_BTD, hidden.router)

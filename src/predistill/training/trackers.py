@@ -98,7 +98,10 @@ def tracked(names: Iterable[str], path: Path, *, config: Mapping[str, Any]) -> I
         yield log
     finally:
         for tracker in trackers or ():
-            tracker.close()
+            try:
+                tracker.close()
+            except Exception as error:  # what was trained is whole all the same
+                print(f"{path}: {type(tracker).__name__.strip('_')} did not close ({error}).", file=sys.stderr)
 
 
 def scalars(record: Record) -> dict[str, float]:
