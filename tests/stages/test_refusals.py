@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from predistill.runs import Run
-from predistill.stages import train as train_module
+from predistill.stages import beginning
 from predistill.stages.prepare import prepare
 from predistill.training import checkpoint
 from tests.made import ROW_LEN, Ended, files_below, recipe_content
@@ -69,8 +69,8 @@ def refused(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call
         out = out or tmp_path / "run"
         before = files_below(out)
         with monkeypatch.context() as patch:
-            patch.setattr(train_module, "build_student", built)
-            patch.setattr(train_module, "load_model", built)
+            patch.setattr(beginning, "build_student", built)
+            patch.setattr(beginning, "load_model", built)
             ended = call("train", written(tmp_path / "recipe.yaml", content), "--out", out, *flags)
         assert ended.code == 2, ended
         assert ended.out == ""
