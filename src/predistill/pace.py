@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from predistill.runs import NUMBERS
+
 __all__ = ["Cost", "Progress", "Record"]
 
 WINDOW_SECONDS = 120.0  # long enough for an evaluation and a checkpoint to count in the time left
 FINDINGS = 3
-NUMBERS = ("loss", "lm", "grad_norm", "loss_nats")  # that are never absent: null is what is not finite
 SPARK_CELLS = 24
 SPARKS = "▁▂▃▄▅▆▇█"
 

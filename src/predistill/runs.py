@@ -26,7 +26,11 @@ import yaml
 from predistill.errors import RunError
 from predistill.files import write_atomic
 
-__all__ = ["Findings", "Metrics", "Run", "command_line", "find_runs", "remove_run"]
+__all__ = ["NUMBERS", "Findings", "Metrics", "Run", "command_line", "find_runs", "remove_run"]
+
+
+# What a record never lacks; JSON has no NaN, and null stands there for what is not finite.
+NUMBERS = ("loss", "lm", "grad_norm", "loss_nats", "ece")
 
 
 class Run:
@@ -147,7 +151,6 @@ class Metrics:
         path = run.path / "metrics.jsonl"
         kept = [line for line in run.metrics() if line["step"] <= resume_step]
         write_atomic(path, b"".join(map(_line, kept)))
-        self.last = kept[-1] if kept else None
         self._file: io.BufferedWriter = path.open("ab")
 
     def write(self, record: Mapping[str, Any]) -> None:

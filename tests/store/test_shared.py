@@ -225,7 +225,7 @@ def test_a_writer_that_dies_before_its_first_row_is_whole_spoils_nothing(single:
 
 def test_random_kills_among_writers_that_come_back_leave_the_rows_of_one(single: Path, tmp_path: Path) -> None:
     moments = random.Random()
-    crowd: list[BaseProcess] = [start(tmp_path, rows=ROWS, pause=0.01) for _ in range(3)]
+    crowd: list[BaseProcess] = [start(tmp_path, rows=ROWS, pause=0.03) for _ in range(3)]
     kills = 0
     while not is_complete(tmp_path) and kills < 12:
         time.sleep(moments.uniform(0.0, 0.06))
@@ -233,13 +233,13 @@ def test_random_kills_among_writers_that_come_back_leave_the_rows_of_one(single:
         victim.kill()
         victim.join()
         kills += victim.exitcode == -signal.SIGKILL
-        crowd.append(start(tmp_path, rows=ROWS, pause=0.01))
+        crowd.append(start(tmp_path, rows=ROWS, pause=0.03))
     for process in crowd:
         process.join(60)
     assert [process.exitcode for process in crowd] == [0, 0, 0]
     assert_sealed(tmp_path, single)
     assert left_behind(tmp_path) == []
-    assert kills > 1  # a slow machine may start few before the rest is written
+    assert kills > 3
 
 
 class Killed(BaseException):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, RunError, StoreError
@@ -18,11 +18,12 @@ from predistill.fingerprint import file_sha256
 from predistill.objective import EntropyScaled, StdScaled, check_combination, check_narrower
 from predistill.recipe import CorpusEntry, LiveTeaching, Recipe
 from predistill.runs import Run, command_line
-from predistill.stages.sizes import batch_rows, copy_ranks, run_sizes
+from predistill.stages.sizes import batch_rows, run_sizes
 from predistill.store import Store
-from predistill.students.build import student_config
+from predistill.students.build import read_config, student_config
 from predistill.teachers.load import teacher_config, teacher_facts
 from predistill.teachers.stored import stored_truncation
+from predistill.training.parallel import copy_size
 from predistill.training.step import Objective
 from predistill.world import world_size
 
@@ -134,7 +135,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
             )
         check_expected(entry, corpus)
     rows = batch_rows(recipe, first.row_len, ranks=world_size())
-    copy_ranks(recipe, ranks=world_size())
+    copy_size(world_size(), recipe.shard)
     stores: tuple[Store | None, ...] = ()
     if recipe.teacher.kind == "stored":
         stores = tuple(
@@ -202,17 +203,12 @@ def start_path(start: str) -> Path:
 def start_config(start: str) -> PretrainedConfig:
     """The configuration of the model that a student starts from."""
     path = start_path(start)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": path}
-    if path.suffix == ".gguf":
-        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(**source, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        return read_config(path)
+    except ValueError as reason:
         raise RunError(
             f"student.from: {path} is no model ({reason}). Name a finished run or a Hugging Face directory."
         ) from None
-    return config
 
 
 def _start_config(start: str, corpus: Corpus) -> PretrainedConfig:

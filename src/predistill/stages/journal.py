@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from predistill.errors import RunError
-from predistill.runs import Findings, Metrics, Run
+from predistill.runs import NUMBERS, Findings, Metrics, Run
 from predistill.training.watch import Finding, Watch, WatchChoice
 from predistill.world import World
 
@@ -19,7 +19,6 @@ Record = Mapping[str, Any]
 
 LOST = 5  # steps that are not finite one after the other: it is the weights, not a batch
 ROLLBACKS = 3
-NUMBERS = ("loss", "lm", "grad_norm", "loss_nats", "ece")  # that are never absent
 KEPT = ("not_finite", "spike")  # whose batch is named and kept
 
 

@@ -14,8 +14,9 @@ from predistill.laws import forward_flops, training_bytes, training_flops
 from predistill.objective.layer import CHUNK_TOKENS
 from predistill.recipe import LiveTeaching, Recipe
 from predistill.teachers.load import DTYPES
+from predistill.training.parallel import copy_size
 
-__all__ = ["batch_rows", "copy_ranks", "run_sizes"]
+__all__ = ["batch_rows", "run_sizes"]
 
 
 def batch_rows(recipe: Recipe, row_len: int, *, ranks: int = 1) -> int:
@@ -33,16 +34,6 @@ def batch_rows(recipe: Recipe, row_len: int, *, ranks: int = 1) -> int:
             f"Try {near:,}, or another number of processes."
         )
     return rows
-
-
-def copy_ranks(recipe: Recipe, *, ranks: int) -> int:
-    """Ranks that hold one copy of the student between them. Raises RecipeError where copies do not fit."""
-    shard = 1 if ranks == 1 else recipe.shard or ranks
-    if ranks % shard:
-        raise RecipeError(
-            f"shard is {shard}, and {ranks} processes cannot be divided into copies of {shard}. Choose a divisor."
-        )
-    return shard
 
 
 def run_sizes(
@@ -63,7 +54,7 @@ def run_sizes(
     ranks.
     """
     student, rows = _Shape.of(config), batch_rows(recipe, row_len, ranks=ranks)
-    shard = copy_ranks(recipe, ranks=ranks)
+    shard = copy_size(ranks, recipe.shard)
     tokens = recipe.steps * rows * row_len
     flops = training_flops(
         matrix_parameters=student.matrix_parameters, layers=student.layers, width=student.width, row_len=row_len

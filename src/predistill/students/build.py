@@ -13,7 +13,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from predistill.errors import RecipeError, RunError, did_you_mean
 from predistill.students.presets import PRESETS, Preset
 
-__all__ = ["DeviceMap", "build_student", "load_model", "student_config"]
+__all__ = ["DeviceMap", "build_student", "load_model", "read_config", "student_config"]
 
 DeviceMap = str | dict[str, str | int]
 
@@ -42,6 +42,18 @@ def student_config(name: str, *, vocab_size: int, row_len: int, end_id: int) -> 
         part.bos_token_id, part.eos_token_id, part.pad_token_id = end_id, end_id, None
     if (getattr(text, "max_position_embeddings", None) or row_len) < row_len:
         text.max_position_embeddings = row_len
+    return config
+
+
+def read_config(path: Path) -> PretrainedConfig:
+    """The configuration of a Hugging Face directory, a config.json or a .gguf file. Raises ValueError: why not."""
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    if path.suffix == ".gguf":
+        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(**source, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError((str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")) from None
     return config
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from predistill.errors import RunError, TeacherError
 from predistill.fingerprint import file_sha256
-from predistill.students.build import DeviceMap, load_model
+from predistill.students.build import DeviceMap, load_model, read_config
 from predistill.students.forward import head_of, hidden_states
 
 __all__ = ["DTYPES", "load_teacher", "sharded", "teacher_config", "teacher_facts", "teacher_name"]
@@ -71,13 +71,9 @@ def teacher_config(path: str | Path, *, vocab_size: int) -> PretrainedConfig:
     Raises TeacherError where there is none, and for fewer words than the corpus's `vocab_size`.
     """
     where = _model_dir(Path(path))
-    source: dict[str, Any] = {"pretrained_model_name_or_path": where}
-    if where.suffix == ".gguf":
-        source = {"pretrained_model_name_or_path": where.parent, "gguf_file": where.name}
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(**source, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        config = read_config(where)
+    except ValueError as reason:
         raise TeacherError(f"{path}: not a Hugging Face configuration: {reason}.") from None
     _check_columns(path, config.get_text_config().vocab_size, vocab_size)
     return config

@@ -17,7 +17,17 @@ from predistill.students.blocks import blocks_of
 from predistill.training.student import Student
 from predistill.world import World
 
-__all__ = ["own_part", "parallelised", "whole", "whole_weights"]
+__all__ = ["copy_size", "own_part", "parallelised", "whole", "whole_weights"]
+
+
+def copy_size(processes: int, shard: int | None) -> int:
+    """Processes that hold one copy of the student between them. Raises RecipeError where copies do not fit."""
+    copy = 1 if processes == 1 else shard or processes
+    if processes % copy:
+        raise RecipeError(
+            f"shard is {copy}, and {processes} processes cannot be divided into copies of {copy}. Choose a divisor."
+        )
+    return copy
 
 
 def parallelised(
@@ -51,11 +61,7 @@ def parallelised(
             block.forward = torch.compile(block.forward)
     if world.size == 1:
         return student
-    copy = shard or world.size
-    if world.size % copy:
-        raise RecipeError(
-            f"shard is {copy}, and {world.size} processes cannot be divided into copies of {copy}. Choose a divisor."
-        )
+    copy = copy_size(world.size, shard)
     names, sizes = (("shard",), (copy,)) if copy == world.size else (("replicate", "shard"), (world.size // copy, copy))
     mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=names)
     # Inputs are left as they are: the targets' float32 log-probabilities come in through the root's forward.
