@@ -104,6 +104,27 @@ def test_prepare_in_json_and_in_words(call: Callable[..., Ended], sample_text: P
     assert f"{facts['splits']['train']['rows']:,} rows" in words.out
 
 
+def test_decontaminating_in_json_and_in_words(call: Callable[..., Ended], sample_text: Path, tmp_path: Path) -> None:
+    texts = [json.loads(line)["text"] for line in sample_text.read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "tasks").mkdir()
+    for name, text in (("a", texts[0]), ("b", texts[1])):
+        (tmp_path / "tasks" / f"{name}.jsonl").write_text(json.dumps({"passage": text}))
+    flags = ("--train-tokenizer", "300", "--held-out", "0", "--processes", "1")
+    tasks = ("--decontaminate", tmp_path / "tasks", "--decontaminate", tmp_path / "tasks" / "a.jsonl")
+    ended = call("prepare", sample_text, "--out", tmp_path / "c", *flags, *tasks, "--json")
+    facts = json.loads(ended.out)
+    assert [(file["name"], file["documents"] > 0) for file in facts["decontaminated"]["files"]] == [
+        ("a.jsonl", True),
+        ("b.jsonl", True),
+    ]
+    assert facts["splits"]["train"]["documents"] == len(texts) - facts["decontaminated"]["documents"]
+    words = call("prepare", sample_text, "--out", tmp_path / "c", *flags, *tasks, "--overwrite").out
+    assert f"Left out {facts['decontaminated']['documents']:,} training documents" in " ".join(words.split())
+    missing = call("prepare", sample_text, "--out", tmp_path / "d", *flags, "--decontaminate", tmp_path / "none")
+    assert missing.code == 2
+    assert "Check the path given to --decontaminate." in " ".join(missing.err.split())
+
+
 def test_selecting_in_json_and_in_words(call: Callable[..., Ended], corpus: Path, store: Path, tmp_path: Path) -> None:
     flags = ("--out", tmp_path / "half", "--select", "0.5", "--seed", "1")
     ended = call("prepare", corpus, *flags, "--json")
@@ -119,6 +140,7 @@ def test_selecting_in_json_and_in_words(call: Callable[..., Ended], corpus: Path
         (("--select", "0.5", "--by", store, "--reference", store), "are one store"),
         (("--select", "0.5", "--by", store, "--reference", store, "--seed", "1"), "--seed: does not go with --select"),
         (("--select", "0.5", "--row-len", "32", "--skip-bad"), "--row-len, --skip-bad: does not go with --select"),
+        (("--select", "0.5", "--decontaminate", corpus), "--decontaminate: does not go with --select"),
         ((corpus, "--select", "0.5"), "Name one as the source."),
         (("--select", "2"), "--select 2: give a fraction above 0"),
     ):
@@ -234,7 +256,10 @@ def test_evaluate_generate_report_and_runs_in_json_and_in_words(
         ended = call("evaluate", path, "--teacher", pd_run.path, "--limit", "4", "--json")
         assert (ended.code, ended.err) == (0, "")
         assert json.loads(ended.out) == Run(path).evaluation
-    assert "teacher kl nats" in call("evaluate", lm, "--teacher", pd_run.path, "--limit", "4").out
+    words = call("evaluate", lm, "--teacher", pd_run.path, "--limit", "4").out
+    assert "teacher kl nats" in words
+    assert "in-context copying" in words
+    assert "[" not in words  # the bins are for --json
 
     written_text = json.loads(call("generate", lm, "The ", "--tokens", "9", "--json").out)
     assert written_text["prompt"] == "The "

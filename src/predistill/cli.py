@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from predistill import __version__
-from predistill.cli_run import Json, Overwrite, doctor, evaluate, generate, report, runs, train
+from predistill.cli_run import Json, Overwrite, doctor, evaluate, footprint, generate, report, runs, train
 from predistill.cli_store import store_app
 from predistill.errors import PredistillError, RecipeError, Stopped
 from predistill.memory import keep_freed_memory
@@ -84,6 +84,13 @@ def prepare(
     chat_template: Annotated[
         Path | None, typer.Option(help="Jinja2 file to write them with; default: the tokenizer's, or a plain one.")
     ] = None,
+    decontaminate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Leave out training documents that share 13 words in a row with this task file (.jsonl, .gz, .zst) "
+            "or a folder of such; may be given more than once."
+        ),
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad documents out, and count them.")] = False,
     processes: Annotated[int | None, typer.Option(help="Worker processes; default: one a core.")] = None,
     select: Annotated[
@@ -128,6 +135,7 @@ def prepare(
             document_mask=document_mask,
             instruct=instruct,
             chat_template=chat_template,
+            decontaminate=decontaminate or (),
             processes=processes,
             overwrite=overwrite,
             on_progress=advance,
@@ -186,13 +194,14 @@ def capture(
     show(facts, as_json, table(facts))
 
 
-for verb in (quickstart, prepare, capture, train, evaluate, generate, report, runs, doctor):
+for verb in (quickstart, prepare, capture, train, evaluate, generate, footprint, report, runs, doctor):
     app.command()(verb)
 
 
 def main() -> None:
     """Run the command line: exit 0 done, 2 the user must change something, 3 stopped and saved, 1 our bug."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the bars that are shown are ours
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        os.environ.setdefault(name, "1")  # the bars that are shown are ours
     keep_freed_memory()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; training has a handler of its own
     try:

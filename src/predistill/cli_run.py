@@ -1,5 +1,5 @@
-"""The verbs about one run or several, train, evaluate, generate, report and runs, and about the machine: doctor. Heavy
-imports stand inside."""
+"""The verbs about one run or several, train, evaluate, generate, footprint, report and runs, and about the machine:
+doctor. Heavy imports stand inside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from predistill.display import shown_training
 from predistill.pace import Cost
 from predistill.terminal import progress, show, table
 
-__all__ = ["Json", "Overwrite", "doctor", "evaluate", "generate", "report", "runs", "train"]
+__all__ = ["Json", "Overwrite", "doctor", "evaluate", "footprint", "generate", "report", "runs", "train"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
@@ -67,19 +67,40 @@ def train(
 
 def evaluate(
     run_or_model: Annotated[Path, typer.Argument(help="A finished run, or a model directory.")],
-    tasks: Annotated[str, typer.Option(help="heldout.")] = "heldout",
-    corpus: Annotated[Path | None, typer.Option(help="Corpus whose held-out rows to use; default: the run's.")] = None,
+    tasks: Annotated[
+        str,
+        typer.Option(help="heldout, paper8, wide13 or tasks' names, with commas; mmlu:5 gives five examples."),
+    ] = "heldout",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the tasks' files (.jsonl, .gz, .zst); default: the Hub.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Corpus whose held-out rows to use; default: all of the run's.")
+    ] = None,
     teacher: Annotated[Path | None, typer.Option(help="Teacher to compare with, over its whole vocabulary.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many rows.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Run that was asked the same tasks, to compare with.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many rows of each corpus and of each task.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Held-out loss, bits a byte, calibration, distance to the teacher."""
+    """Held-out loss, calibration, distance to the teacher, in-context copying; and tasks; --json prints all of it."""
+    from predistill.stages.asking import task_words
     from predistill.stages.evaluate import evaluate as run
 
     with progress("evaluate", unit="rows", quiet=as_json) as advance:
-        record = run(run_or_model, tasks=tasks, corpus=corpus, teacher=teacher, limit=limit, on_progress=advance)
-    heldout = dict(record["heldout"])
-    show(record, as_json, table(heldout | {f"teacher_{k}": v for k, v in (heldout.pop("teacher") or {}).items()}))
+        record = run(
+            run_or_model,
+            tasks=tasks,
+            data=data,
+            corpus=corpus,
+            teacher=teacher,
+            baseline=baseline,
+            limit=limit,
+            on_progress=advance,
+        )
+    names = [name.strip() for name in tasks.split(",")]
+    blocks = _heldout_blocks(record) if "heldout" in names else []
+    others = ",".join(name for name in names if name != "heldout")
+    show(record, as_json, "\n\n".join([*blocks, *([task_words(record["tasks"], others)] if others else [])]))
 
 
 def generate(
@@ -97,8 +118,46 @@ def generate(
     show({"prompt": prompt, "text": text}, as_json, prompt + text)
 
 
+def footprint(
+    models: Annotated[list[Path], typer.Argument(help="Finished runs, model directories or .gguf files.")],
+    teacher: Annotated[
+        Path | None, typer.Option(help="Measured like the others; students of its words draft for it.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Corpus whose held-out text to use; default: the first run's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="File to write, or a directory for it.")] = Path("footprint.json"),
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to write after it.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Turns of each model; medians are kept.")] = 5,
+    limit: Annotated[int, typer.Option(help="Loss of at most so many held-out rows.")] = 64,
+    dtype: Annotated[str, typer.Option(help="Precision of all models: fp32, bf16 or fp16.")] = "fp32",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """What models cost to use beside each other: latency, memory, bytes on disk, and what each is worth as a draft."""
+    from predistill.stages.footprint import footprint as run
+    from predistill.stages.footprint import in_words
+
+    with progress("footprint", unit="turns", quiet=as_json) as advance:
+        record = run(
+            models,
+            teacher=teacher,
+            corpus=corpus,
+            out=out,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            limit=limit,
+            dtype=dtype,
+            overwrite=overwrite,
+            on_progress=advance,
+        )
+    show(record, as_json, in_words(record))
+
+
 def report(
-    paths: Annotated[list[Path], typer.Argument(help="Runs, or directories of runs.")],
+    paths: Annotated[list[Path], typer.Argument(help="Runs, directories of runs, a footprint.json.")],
     out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first path.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -142,6 +201,25 @@ def _cost(path: Path) -> Cost | None:
     if peak is None or not environment.get("tokens"):
         return None
     return Cost(environment["flops"] / environment["tokens"], peak * machine.get("ranks", 1))
+
+
+def _heldout_blocks(record: dict[str, Any]) -> list[str]:
+    """What was measured of held-out text, a block a corpus, and of copying: the headline numbers."""
+    blocks = [
+        f"{name}\n{table({key: _headline(value) for key, value in measured.items() if key != 'corpus'})}"
+        for name, measured in record["corpora"].items()
+    ]
+    blocks += [f"{name}\nno held-out rows: not measured" for name in record["unmeasured"]]
+    copying = record["copying"]
+    lines = [f"in-context copying, second copy (chance: {copying['chance_nats']:.3f} nats)"]
+    for line in copying["lengths"]:
+        lines.append(f"{line['length']:>5} words  {line['loss_nats']:.3f} nats  {line['accuracy']:.1%} right")
+    return [*blocks, "\n".join(lines)]
+
+
+def _headline(value: Any) -> Any:
+    """None, which a table leaves out, for lists of bins."""
+    return None if isinstance(value, list) else value
 
 
 def _run_line(run: Any) -> dict[str, Any]:

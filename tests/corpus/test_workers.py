@@ -42,15 +42,16 @@ def test_any_number_of_processes_gives_the_ids_of_the_tokenizer_in_order(
     texts = made_texts(300)
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     found = list(tokenised(texts, tokenizer_path=tokenizer_path, id_dtype=DTYPE, processes=processes))
-    assert [text for text, _ in found] == texts
-    for text, ids in found:
+    assert [text for text, *_ in found] == texts
+    for text, ids, files_met in found:
+        assert files_met == []
         assert np.frombuffer(ids, DTYPE).tolist() == tokenizer.encode(text.decode()).ids
     assert psutil.Process().children() == []
 
 
 def test_a_special_token_in_a_text_is_text(tokenizer_path: Path) -> None:
     text = b"say <|endoftext|> twice"
-    ((_, ids),) = tokenised([text], tokenizer_path=tokenizer_path, id_dtype=DTYPE, processes=1)
+    ((_, ids, _),) = tokenised([text], tokenizer_path=tokenizer_path, id_dtype=DTYPE, processes=1)
     found = np.frombuffer(ids, DTYPE).tolist()
     assert 0 not in found
     assert Tokenizer.from_file(str(tokenizer_path)).decode(found).encode() == text
@@ -67,8 +68,8 @@ def test_any_number_of_processes_marks_conversations_alike(
         told, tokenizer_path=tokenizer_path, end_id=0, special_tokens_are_text=True, processes=processes
     )
     found = list(pairs)
-    assert [conversation for conversation, _ in found] == told
-    for conversation, ids in found:
+    assert [conversation for conversation, *_ in found] == told
+    for conversation, ids, _ in found:
         assert ids == marked_ids(tokenizer, conversation, end_id=0).tobytes()
     assert psutil.Process().children() == []
 
@@ -76,7 +77,7 @@ def test_any_number_of_processes_marks_conversations_alike(
 @pytest.mark.parametrize("as_text", [True, False])
 def test_a_special_token_in_a_conversation_is_the_template_s_or_text(tokenizer_path: Path, as_text: bool) -> None:
     told = Conversation("<|endoftext|>", [(0, 13)], False, b"")
-    ((_, data),) = tokenised_conversations(
+    ((_, data, _),) = tokenised_conversations(
         [told], tokenizer_path=tokenizer_path, end_id=1, special_tokens_are_text=as_text, processes=1
     )
     ids, _ = ids_and_marks(np.frombuffer(data, MARKED_DTYPE), MARKED_DTYPE)
@@ -89,7 +90,7 @@ def test_a_token_begins_with_its_own_white_space(tmp_path: Path) -> None:
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)  # says that two spaces begin behind themselves
     assert tokenizer.encode("b  c").offsets == [(0, 1), (3, 3), (3, 4)]
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ((_, data),) = tokenised_conversations(
+    ((_, data, _),) = tokenised_conversations(
         [Conversation("b  c", [(0, 3)], False, b"")],
         tokenizer_path=tmp_path / "tokenizer.json",
         end_id=4,

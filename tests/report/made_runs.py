@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from .made_measures import copying, held_out_parts, tasks
+
 STORE = {
     "path": "stores/nano-top95-100",
     "totals": {"rows": 4096, "positions": 1_048_576, "entries": 24_100_000, "bytes": 51_600_000},
@@ -47,11 +49,13 @@ def made_run(
     recipe: dict[str, Any] | None = None,
     corpora: tuple[str, ...] = (),
     found: Mapping[float, str] | None = None,
+    measures: bool = False,
 ) -> Path:
     """Write one run: `gain` nats below the LM curve in the end, `ended` the share of its steps that were taken.
 
     `corpora`: whose held-out text was measured in training; none: as runs were before there could be several. `found`:
-    share of the steps -> the kind of what the watch found there.
+    share of the steps -> the kind of what the watch found there. `measures`: with the tasks, bins and parts that runs
+    had not before.
     """
     path.mkdir(parents=True)
     noise = np.random.default_rng([seed, int(teacher), round(1000 * gain) % 997])
@@ -140,6 +144,10 @@ def made_run(
             {"prompt": "人", "text": "们在河边走着，没有人说话，天已经黑了。他想起了那座城市。"},
         ],
     }
+    if measures:
+        evaluation["heldout"] |= held_out_parts(loss, seed=seed, distilled=teacher)
+        evaluation["copying"] = copying(0.08 if teacher else 0.1)
+        evaluation["tasks"] = tasks(directory, seed=seed, gain=gain)
     (path / "evaluation.json").write_text(json.dumps(evaluation, ensure_ascii=False), encoding="utf-8")
     return path
 

@@ -14,6 +14,7 @@ from predistill.stages.evaluate import evaluate
 from predistill.stages.report import report
 
 from .chromium import Chromium
+from .made_measures import made_footprint
 from .made_runs import made_run
 
 pytestmark = pytest.mark.browser
@@ -30,7 +31,7 @@ MARKS = """
   return {id: figure.id, marks: marks.length, width: frame.width, height: frame.height};
 })
 """
-# Text that a figure's box cuts off, and labels, names and values that lie over each other.
+# Text that a figure's box cuts off; labels, names and values that lie over each other, or that the zero line crosses.
 CLASHES = """
 [...document.querySelectorAll("figure")].flatMap(figure => {
   const texts = [...figure.querySelectorAll("text.label, text.name, text.value")];
@@ -44,7 +45,12 @@ CLASHES = """
     Math.min(box.right, other.box.right) - Math.max(box.left, other.box.left) > 1 &&
     Math.min(box.bottom, other.box.bottom) - Math.max(box.top, other.box.top) > 4
   ).map(other => text + " over " + other.text));
-  return [...out, ...over];
+  const crossed = boxes.filter(({box}) => [...figure.querySelectorAll("line.zero")].some(line => {
+    const at = line.getBoundingClientRect();
+    const tall = at.height > at.width;
+    return tall && at.left > box.left && at.left < box.right && at.bottom > box.top + 4 && at.top < box.bottom - 4;
+  })).map(({text}) => text + " crossed by the zero line");
+  return [...out, ...over, ...crossed];
 })
 """
 
@@ -63,17 +69,19 @@ def pages(lm_run: Run, pd_run: Run, tmp_path_factory: pytest.TempPathFactory) ->
     for run in (lm_run, pd_run):
         copy = shutil.copytree(run.path, real / run.path.name)
         evaluate(copy, teacher=teacher_path(), limit=8)
-    made_run(pair / "lm", name="lm-seed0")
-    made_run(pair / "pd", name="pd-seed0", teacher=True, gain=0.28)
+    made_run(pair / "lm", name="lm-seed0", measures=True)
+    made_run(pair / "pd", name="pd-seed0", teacher=True, gain=0.28, measures=True)
+    made_footprint(pair / "footprint.json")
     top_5 = {"truncation": {"kind": "top_k", "k": 5}}
     for seed in range(3):
-        made_run(study / f"lm-{seed}", name="nano-lm", seed=seed)
+        made_run(study / f"lm-{seed}", name="nano-lm", seed=seed, measures=True)
         made_run(
             study / f"pd-{seed}",
             name="nano-with-a-rather-long-name-for-a-recipe",
             seed=seed,
             teacher=True,
             gain=0.2 + 0.02 * seed,
+            measures=True,
         )
         made_run(
             study / f"a-run-directory-with-a-long-name-{seed}",
@@ -82,6 +90,7 @@ def pages(lm_run: Run, pd_run: Run, tmp_path_factory: pytest.TempPathFactory) ->
             teacher=True,
             gain=-0.3,
             recipe=top_5,
+            measures=True,
         )
     made_run(study / "going", name="top-5", seed=7, teacher=True, ended=0.4, recipe=top_5)
     going = tmp_path_factory.mktemp("going")
@@ -112,13 +121,16 @@ def test_the_page_fits_its_window_and_every_figure_shows_something(
     browser: Chromium, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:
     browser.open(pages[name], width=width, dark=dark)
+    browser.value("document.querySelectorAll('details').forEach(each => { each.open = true })")
     assert browser.console == []
     assert browser.requests == [pages[name].as_uri()], "nothing from outside"
     assert browser.value("innerWidth") == width
     assert browser.value("document.documentElement.scrollWidth") <= width
     figures = browser.value(MARKS)
     compared = {"loss-1"} if name == "going" else {"difference"}
-    assert {figure["id"] for figure in figures} >= {"loss", "alpha", "lr", "store-1"} | compared
+    later = {"reliability", "copying", "by-position", "by-frequency-change"} if name in ("pair", "study") else set()
+    later |= {"cost-parameters-1", "cost-speed-1"} if name == "pair" else set()
+    assert {figure["id"] for figure in figures} >= {"loss", "alpha", "lr", "store-1"} | compared | later
     for figure in figures:
         assert figure["marks"] >= 1, figure
         assert figure["width"] > 0.35 * min(width, 500), figure

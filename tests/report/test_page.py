@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from predistill.report import read_record, report_page
+from predistill.report import read_footprint, read_record, report_page
 from predistill.report.table import table_rows
 from predistill.runs import Run
 
+from .made_measures import made_footprint, task_result
 from .made_runs import made_run
 
 VOID = {"meta", "link", "br"}
@@ -58,6 +59,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     return [Run(path) for path in paths]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A page with every section: three recipes, two seeds each, and a footprint."""
+    root = tmp_path_factory.mktemp("whole")
+    paths = [
+        made_run(root / f"{name}-{seed}", name=name, seed=seed, steps=20, teacher=gain > 0, gain=gain, measures=True)
+        for name, gain in (("lm", 0.0), ("pd", 0.2))
+        for seed in range(2)
+    ]  # fmt: skip
+    footprint = read_footprint(made_footprint(root / "footprint.json"))
+    return report_page([read_record(Run(path)) for path in paths], [footprint])
+
+
 def test_the_same_records_make_the_same_bytes(runs: list[Run]) -> None:
     assert report_page([read_record(run) for run in runs]) == report_page([read_record(run) for run in runs])
 
@@ -70,6 +84,49 @@ def test_the_page_is_well_formed_and_every_reference_has_its_target(runs: list[R
         named = (attributes.get("aria-labelledby") or "").split()
         targets = [*named, (attributes.get("href") or "").removeprefix("#")]
         assert all(target in page.ids for target in targets if target and not target.startswith("data:"))
+
+
+def test_the_whole_page_is_well_formed_too(whole: str) -> None:
+    page = _Page(whole)
+    assert page.open == []
+    assert len(set(page.ids)) == len(page.ids)
+    for _, attributes in page.seen:
+        assert all(target in page.ids for target in (attributes.get("aria-labelledby") or "").split())
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["How sure the students are", "Where the loss is", "Whether the students copy", "What the students know"],
+)
+def test_a_section_is_shown_where_records_have_it_and_only_there(runs: list[Run], whole: str, heading: str) -> None:
+    assert whole.count(f">{heading}</h2>") == 1
+    assert heading not in report_page([read_record(run) for run in runs])
+
+
+def test_the_embedded_data_hold_the_later_sections(whole: str) -> None:
+    data = json.loads(_Page(whole).data)
+    assert len(data["tasks"]) == 13 * 2
+    assert {suite["suite"] for suite in data["suites"]} == {"paper8", "wide13"}
+    changes = {(suite["suite"], suite["recipe"]): suite["change"] for suite in data["suites"]}
+    assert changes["paper8", "lm"] is None
+    assert len(changes["paper8", "pd"]["interval"]) == 2
+    assert len(data["held_out"]) == len(data["copying"]) == 4
+    assert len(data["held_out"][0]["reliability"]) == 15
+    assert len(data["footprints"][0]["models"]) == 7
+    assert [each["label"] for each in data["calibration"]] == ["lm", "pd"]
+
+
+def test_a_run_measured_on_two_corpora_has_both(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "lm", name="lm", steps=20, measures=True)
+    evaluation = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
+    evaluation["corpora"] = {name: {"loss_nats": loss} for name, loss in (("en", 4.125), ("zh", 5.25))}
+    (path / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    text = report_page([read_record(Run(path))])
+    assert re.search(r">en</th><th scope=\"col\">zh</th>.*?<td>4\.125</td><td>5\.250</td>", text, flags=re.DOTALL)
+
+
+def test_the_command_of_the_tasks_stands_with_its_run(whole: str) -> None:
+    assert whole.count("<span>wide13</span>") == 4
 
 
 def test_the_page_asks_for_nothing_from_outside_and_runs_no_script(runs: list[Run]) -> None:
@@ -120,6 +177,13 @@ def test_no_text_of_a_run_becomes_markup(tmp_path: Path, text: str) -> None:
     evaluation = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
     evaluation["samples"] = [{"prompt": text, "text": text}]
     evaluation["command"] = text
+    result = task_result(text, [True, False])
+    result |= {
+        "notes": [text],
+        "command": text,
+        "example": {"prompt": text, "answer": 0, "choices": [text], "scores": [1]},
+    }
+    evaluation["tasks"] = {"results": {text: result}, "suites": {text: {"tasks": [text]}}}
     (path / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
     page = _Page(report_page([read_record(Run(path))]))
     assert [tag for tag, _ in page.seen if tag in ("script", "b")] == ["script"]

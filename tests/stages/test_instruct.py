@@ -70,6 +70,27 @@ def counted_texts(corpus: Corpus) -> list[tuple[str, str]]:
     ]
 
 
+def test_conversations_that_share_words_with_a_task_are_left_out_whatever_their_template(tmp_path: Path) -> None:
+    taught = "a robe takes two bolts of blue fiber and half that much white fiber to make"
+    records = [
+        *made_records(60),
+        {"question": "How is it made?", "solution": f"Well, {taught}."},
+        {"messages": [{"role": "user", "content": f"{taught}?"}, {"role": "assistant", "content": "Yes."}]},
+    ]
+    source, task, template = (tmp_path / name for name in ("talks.jsonl", "task.jsonl", "chat.jinja"))
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    task.write_text(json.dumps({"question": taught.capitalize(), "answer_text": "3"}) + "\n")
+    template.write_text(CHATML)
+    for chat_template in None, template:
+        corpus = prepared(
+            source, tmp_path / f"{chat_template is None}", chat_template=chat_template, held_out=0, decontaminate=[task]
+        )
+        assert corpus.manifest["decontaminated"]["documents"] == 2
+        assert corpus.split_stats["documents"] == 60
+        assert "bolts" not in "".join(text for text, _ in counted_texts(corpus))
+        corpus.verify()
+
+
 def test_the_counted_labels_are_the_responses_and_their_end(source: Path, tmp_path: Path) -> None:
     prepared(source, tmp_path / "c")
     answers = {record["question"]: record["solution"] for record in made_records(150)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -187,6 +188,149 @@ def test_an_empty_held_out_split_is_said(source: Path, tmp_path: Path) -> None:
     assert said.startswith("Nothing can be evaluated on this corpus: its 0 held-out documents fill no row.")
     assert len(Corpus(tmp_path / "a", "held_out")) == 0
     assert prepare(source, out=tmp_path / "b", train_tokenizer=300, row_len=16, held_out=0)["notes"] == []
+
+
+PASSAGE = "Ethanol fuel takes the energy of grown biomass, which must be collected, dried, fermented and burned first."
+
+
+def with_passages(tmp_path: Path) -> tuple[list[str], Path]:
+    """Texts of which every fortieth has the passage within, and a file of them."""
+    texts = [text if n % 40 else f"{text}\n{PASSAGE} {text}" for n, text in enumerate(made_texts(400))]
+    path = tmp_path / "planted.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return texts, path
+
+
+def tasks_of(tmp_path: Path, *passages: str) -> list[Path]:
+    paths = [tmp_path / f"task{n}.jsonl" for n in range(len(passages))]
+    for path, passage in zip(paths, passages, strict=True):
+        rows = [{"passage": passage, "id": "a-0"}, {"question": "who was it", "answers": ["Ann"]}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return paths
+
+
+def test_training_documents_that_share_words_with_a_task_are_left_out_and_counted(tmp_path: Path) -> None:
+    texts, planted = with_passages(tmp_path)
+    tasks = tasks_of(tmp_path, PASSAGE, "a", PASSAGE.upper() + " And more of it.")
+    summary = prepare(
+        planted,
+        out=tmp_path / "c",
+        train_tokenizer=300,
+        row_len=16,
+        held_out=0.3,
+        decontaminate=[tasks[0], tasks[2]],
+    )
+    left_out = [text for text in texts if PASSAGE in text and not is_held_out(split_hash(text.encode()), 0.3)]
+    size = sum(len(text.encode()) for text in left_out)
+    assert 0 < len(left_out) < sum(PASSAGE in text for text in texts), "some stand in the held-out split"
+    facts = summary["decontaminated"]
+    assert (facts["words"], facts["documents"], facts["bytes"]) == (13, len(left_out), size)
+    assert facts["files"] == [
+        {
+            "name": task.name,
+            "sha256": hashlib.sha256(task.read_bytes()).hexdigest(),
+            "rows": 2,
+            "short_rows": 1,
+            "grams": grams,
+            "documents": len(left_out),
+        }
+        for task, grams in zip([tasks[0], tasks[2]], [5, 9], strict=True)
+    ]
+    assert facts["grams"] == 9
+    said = f"Left out {len(left_out)} training documents ({size:,} bytes) that share 13 words in a row with a task file"
+    assert summary["notes"] == [
+        f"{said}: {len(left_out)} with task0.jsonl, {len(left_out)} with task2.jsonl.",
+        "2 of 4 task rows are shorter than that, and would not be found.",
+    ]
+    corpus = Corpus(tmp_path / "c")
+    assert corpus.manifest["decontaminated"] == facts
+    found = documents_of(corpus) + documents_of(Corpus(tmp_path / "c", "held_out"))
+    assert not set(found) & set(left_out)
+    assert not Counter(found) - Counter(texts)
+    assert corpus.split_stats["documents"] + corpus.manifest["splits"]["held_out"]["documents"] == 400 - len(left_out)
+
+
+def test_leaving_documents_out_changes_nothing_else(tmp_path: Path) -> None:
+    _, planted = with_passages(tmp_path)
+    whole = prepared(planted, tmp_path / "whole")
+    part = prepared(planted, tmp_path / "part", decontaminate=tasks_of(tmp_path, PASSAGE))
+    held_out = [Corpus(tmp_path / name, "held_out") for name in ("whole", "part")]
+    assert held_out[0].split_stats == held_out[1].split_stats
+    assert whole.tokenizer_path.read_bytes() == part.tokenizer_path.read_bytes()
+    kept = [text for text in documents_of(whole) if PASSAGE not in text]
+    found = documents_of(part)
+    assert found == kept[: len(found)]
+    assert 0 <= len(kept) - len(found) <= 1 + part.split_stats["dropped_tokens"] + 16
+    assert whole.fingerprint != part.fingerprint
+    part.verify()
+
+
+def test_task_files_that_no_document_meets_change_no_token(source: Path, tmp_path: Path) -> None:
+    summary = prepare(
+        source,
+        out=tmp_path / "a",
+        train_tokenizer=300,
+        row_len=16,
+        held_out=0.1,
+        decontaminate=tasks_of(tmp_path, PASSAGE)[0],
+    )
+    assert summary["notes"][0] == "No training document shares 13 words in a row with a task file: none was left out."
+    without = prepared(source, tmp_path / "b")
+    assert "decontaminated" not in without.manifest
+    assert without.fingerprint == summary["fingerprint"]
+    files = [{name: data for name, data in files_of(tmp_path / out).items() if name != "manifest.json"} for out in "ab"]
+    assert files[0] == files[1]
+
+
+def test_any_number_of_processes_leaves_the_same_documents_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "BATCH_BYTES", 1000)
+    _, planted = with_passages(tmp_path)
+    for processes in 1, 3:
+        prepared(planted, tmp_path / str(processes), processes=processes, decontaminate=tasks_of(tmp_path, PASSAGE))
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "3")
+    assert Corpus(tmp_path / "1").manifest["decontaminated"]["documents"] > 5
+
+
+def test_a_task_file_that_cannot_be_read_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    (task,) = tasks_of(tmp_path, PASSAGE)
+    task.write_text(task.read_text() + "{")
+    with pytest.raises(CorpusError, match=r"task0\.jsonl line 3: not JSON"):
+        prepared(source, tmp_path / "c", decontaminate=[task])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["task0.jsonl", "texts.jsonl"]
+
+
+@pytest.mark.data
+def test_rows_of_real_tasks_are_found_in_documents(tmp_path: Path) -> None:
+    folder = DATA / "eval"
+    if not folder.is_dir():
+        pytest.skip("no $PREDISTILL_DATA with the task files")
+    names = {"piqa.validation": "choices", "winogrande.dev": "sentence", "boolq.validation": "passage"}
+    tasks = [folder / f"{name}.jsonl.zst" for name in names]
+    chinese = DATA / "eval_noncommercial" / "ceval.dev.jsonl.zst"
+    if chinese.is_file():
+        tasks.append(chinese)
+        names["ceval.dev"] = "explanation"
+    planted = []
+    for (name, field), task in zip(names.items(), tasks, strict=True):
+        with zstandard.open(task, "rt", encoding="utf-8") as lines:
+            rows = [json.loads(next(lines)) for _ in range(40)]
+        for row in rows:
+            text = row[field] if isinstance(row[field], str) else max(row[field], key=len)
+            text = text.replace("_", row.get("choices", [""])[0]) if name.startswith("winogrande") else text
+            words = len(text) / 2 if name.startswith("ceval") else len(text.split())
+            if words > 20:
+                planted.append((name, text))
+    assert {name for name, _ in planted} == set(names)
+    source = tmp_path / "texts.jsonl"
+    made = made_texts(400)
+    documents = [*made, *(f"{made[n]} {text}, {made[-n]}" for n, (_, text) in enumerate(planted))]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    corpus = prepared(source, tmp_path / "c", held_out=0, decontaminate=tasks)
+    facts = corpus.manifest["decontaminated"]
+    assert facts["documents"] == len(planted)
+    counts = Counter(name for name, _ in planted)
+    assert {file["name"].removesuffix(".jsonl.zst"): file["documents"] for file in facts["files"]} == counts
+    assert corpus.split_stats["documents"] == 400
 
 
 @pytest.mark.parametrize(

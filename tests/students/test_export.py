@@ -94,5 +94,6 @@ def test_the_card_tells_what_the_run_s_records_tell(pd_run: Run, lm_run: Run) ->
     assert yaml.safe_load(recipe) == json.loads(json.dumps(pd_run.recipe))
     teacher = pd_run.environment["inputs"]["store"][0]["manifest"]["teacher"]["name"]
     assert f"distributions of {teacher}" in body
+    assert "Held-out" not in model_card(pd_run.recipe, pd_run.environment, {"tasks": {}})
     assert "on the text alone" in model_card(lm_run.recipe, lm_run.environment)
     assert (lm_run.model_path / "README.md").read_text() == model_card(lm_run.recipe, lm_run.environment)

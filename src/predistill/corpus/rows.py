@@ -109,17 +109,23 @@ class SplitWriter:
         self._end = b"" if marked else self._opener
         self._seed = seed
         self._shuffle = DiskShuffle(path.with_suffix(".shuffle"))
+        self._number = 0
         self.documents = 0
         self.bytes = 0
         self.token_bytes = 0
 
     def add(self, text: bytes, ids: bytes) -> None:
         """Take a document. Its place is drawn from the seed, its number in the split and its text: twins part."""
-        number = self.documents.to_bytes(8, "little")
+        number = self._number.to_bytes(8, "little")
         self._shuffle.add(xxhash.xxh64_intdigest(number + text, seed=self._seed), ids + self._end)
+        self._number += 1
         self.documents += 1
         self.bytes += len(text)
         self.token_bytes += len(ids) + len(self._end)
+
+    def leave_out(self) -> None:
+        """Pass over a document: all others are in the order that they have beside it."""
+        self._number += 1
 
     def finish(self, *, text_bytes: Callable[[IdArray], int], on_bytes: Callable[[int], None]) -> SplitStats:
         """Write the token file. `text_bytes`: how many bytes of text ids stand for; `on_bytes` hears of each write."""

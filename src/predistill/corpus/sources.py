@@ -20,7 +20,7 @@ import zstandard
 
 from predistill.errors import CorpusError
 
-__all__ = ["BadDocument", "Documents", "Reading", "not_utf8"]
+__all__ = ["BadDocument", "Documents", "Reading", "json_records", "not_utf8"]
 
 CHUNK_BYTES = 1 << 16
 LONGEST_ZSTD_WINDOW = 1 << 31
@@ -102,6 +102,16 @@ class Documents(Generic[Document]):
         return self.reading.text(found) if isinstance(found, bytes) else self.reading.record(found)
 
 
+def json_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The records of one `.jsonl` file, packed or not, each with where it stands in it. Raises `CorpusError` for a file
+    that is damaged, and at the first line that holds none."""
+    with path.open("rb") as file:
+        for where, found in _jsonl_records(_chunks(path, file, _kind(path)[1])):
+            if isinstance(found, BadDocument):
+                raise CorpusError(f"{path}{where}: {found.found}. Mend the line, or fetch the file again.")
+            yield where, found
+
+
 def not_utf8(raw: bytes, error: UnicodeDecodeError) -> BadDocument:
     """What is said of a text that `error` was met in."""
     line = raw.count(b"\n", 0, error.start) + 1
@@ -157,7 +167,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(pieces)
 
 
-def _jsonl_records(chunks: Iterable[bytes]) -> Iterator[_Found]:
+def _jsonl_records(chunks: Iterable[bytes]) -> Iterator[tuple[str, dict[str, Any] | BadDocument]]:
     for number, line in enumerate(_lines(chunks), start=1):
         if line.strip():
             yield f" line {number:,}", _jsonl_record(line.removeprefix(codecs.BOM_UTF8))

@@ -19,15 +19,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer, processors
 
 from predistill.corpus.conversations import Conversation, marked_ids
+from predistill.corpus.overlap import TaskGrams
 from predistill.errors import CorpusError
 
-__all__ = ["serve", "tokenised", "tokenised_conversations"]
+__all__ = ["Answer", "serve", "tokenised", "tokenised_conversations"]
 
 Document = TypeVar("Document")
 
@@ -35,18 +36,33 @@ BATCH_BYTES = 1 << 16
 PIECE_BYTES = 1 << 16  # tokenizers takes some 130 bytes of memory per byte of one text
 LONE_NEWLINE = re.compile(rb"(?<=\S)\n(?=\S)")
 LENGTH = struct.Struct("<Q")
+FILE_DTYPE = np.dtype("<u2")  # of the numbers of task files
 SERVE = "from predistill.corpus.workers import serve; serve()"
 
 
+class Answer(NamedTuple, Generic[Document]):
+    """A document, the bytes of its ids, and the numbers of the task files that it shares words with."""
+
+    document: Document
+    ids: bytes
+    files_met: list[int]
+
+
 def tokenised(
-    texts: Iterable[bytes], *, tokenizer_path: Path, id_dtype: np.dtype[Any], processes: int
-) -> Generator[tuple[bytes, bytes], None, None]:
+    texts: Iterable[bytes],
+    *,
+    tokenizer_path: Path,
+    id_dtype: np.dtype[Any],
+    processes: int,
+    task_grams: Path | None = None,
+) -> Generator[Answer[bytes], None, None]:
     """Each text with its token ids as bytes of `id_dtype`: the same, in the same order, from any number of processes.
+    `task_grams`: where a `TaskGrams` was saved that the texts are compared with.
 
     A special token spelled out in a text is read as ordinary text. A text above 64 KiB is tokenised in pieces that end
     with a line. At most two batches of texts per process are under way. Raises `CorpusError` when a process is killed.
     """
-    return _answered(texts, bytes, ["texts", str(tokenizer_path), id_dtype.str], processes)
+    return _answered(texts, bytes, ["texts", _said(task_grams), str(tokenizer_path), id_dtype.str], processes)
 
 
 def tokenised_conversations(
@@ -56,15 +72,25 @@ def tokenised_conversations(
     end_id: int,
     special_tokens_are_text: bool,
     processes: int,
-) -> Generator[tuple[Conversation, bytes], None, None]:
-    """Each conversation with its `marked_ids` as bytes, as `tokenised` does it with texts; none is cut in pieces."""
-    arguments = ["conversations", str(tokenizer_path), str(end_id), str(int(special_tokens_are_text))]
-    return _answered(conversations, lambda each: json.dumps(each[:3]).encode(), arguments, processes)
+    task_grams: Path | None = None,
+) -> Generator[Answer[Conversation], None, None]:
+    """Each conversation with its `marked_ids` as bytes, as `tokenised` does it with texts; none is cut in pieces. What
+    is compared is its text in the plain template, whatever its own."""
+
+    def packed(each: Conversation) -> bytes:
+        return json.dumps([*each[:3], *([] if task_grams is None else [each.plain.decode()])]).encode()
+
+    settings = [str(tokenizer_path), str(end_id), str(int(special_tokens_are_text))]
+    return _answered(conversations, packed, ["conversations", _said(task_grams), *settings], processes)
+
+
+def _said(task_grams: Path | None) -> str:
+    return "" if task_grams is None else str(task_grams)
 
 
 def _answered(
     documents: Iterable[Document], packed: Callable[[Document], bytes], arguments: list[str], processes: int
-) -> Generator[tuple[Document, bytes], None, None]:
+) -> Generator[Answer[Document], None, None]:
     command = [sys.executable, "-P", "-c", SERVE, *arguments]
     search_path = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": search_path}
@@ -76,19 +102,23 @@ def _answered(
     for worker in workers:
         idle.put(worker)
 
-    def pairs(batch: list[tuple[Document, bytes]]) -> list[tuple[Document, bytes]]:
+    def answers(batch: list[tuple[Document, bytes]]) -> list[Answer[Document]]:
         worker = idle.get()
         try:
-            ids = _ask(worker, [data for _, data in batch])
+            told = _ask(worker, [data for _, data in batch])
         finally:
             idle.put(worker)
-        return [(document, each) for (document, _), each in zip(batch, ids, strict=True)]
+        ids, met = told[: len(batch)], told[len(batch) :] or [b""] * len(batch)
+        return [
+            Answer(document, each, np.frombuffer(files, FILE_DTYPE).tolist())
+            for (document, _), each, files in zip(batch, ids, met, strict=True)
+        ]
 
-    under_way: deque[Future[list[tuple[Document, bytes]]]] = deque()
+    under_way: deque[Future[list[Answer[Document]]]] = deque()
     threads = ThreadPoolExecutor(processes)
     try:
         for batch in _batches((document, packed(document)) for document in documents):
-            under_way.append(threads.submit(pairs, batch))
+            under_way.append(threads.submit(answers, batch))
             if len(under_way) == 2 * processes:
                 yield from under_way.popleft().result()
         while under_way:
@@ -124,14 +154,22 @@ def _batches(documents: Iterable[tuple[Document, bytes]]) -> Iterator[list[tuple
 
 
 def serve() -> None:
-    """The worker's side: documents from standard input, ids to standard output, until the input ends."""
+    """The worker's side: documents from standard input, their ids and, if they are compared, the files that each has
+    met to standard output, until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
-    _, kind, tokenizer_path, *arguments = sys.argv
+    _, kind, task_grams, tokenizer_path, *arguments = sys.argv
+    tasks = TaskGrams.load(Path(task_grams)) if task_grams else None
+    text_of: Callable[[bytes], str] = bytes.decode if kind == "texts" else lambda data: str(json.loads(data)[3])
     encoder: Callable[..., Callable[[bytes], bytes]] = _text_encoder if kind == "texts" else _conversation_encoder
     encoded = encoder(tokenizer_path, *arguments)
     with suppress(EOFError, BrokenPipeError):
         while True:
-            _send(sys.stdout.buffer, [encoded(document) for document in _receive(sys.stdin.buffer)])
+            documents = _receive(sys.stdin.buffer)
+            answer = [encoded(document) for document in documents]
+            if tasks is not None:
+                met = tasks.files_met([text_of(document) for document in documents])
+                answer += [np.array(files, FILE_DTYPE).tobytes() for files in met]
+            _send(sys.stdout.buffer, answer)
 
 
 def _text_encoder(tokenizer_path: str, id_dtype: str) -> Callable[[bytes], bytes]:
@@ -147,7 +185,7 @@ def _conversation_encoder(tokenizer_path: str, end_id: str, special_tokens_are_t
     tokenizer.post_processor = processors.Sequence([])
 
     def encoded(data: bytes) -> bytes:
-        text, spans, closed_by_end = json.loads(data)
+        text, spans, closed_by_end, *_ = json.loads(data)
         return marked_ids(tokenizer, Conversation(text, spans, closed_by_end, b""), end_id=int(end_id)).tobytes()
 
     return encoded

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -13,60 +13,130 @@ import torch
 from transformers import PreTrainedModel
 
 from predistill.corpus import Corpus
-from predistill.evaluation.calibration import expected_calibration_error
+from predistill.evaluation.breakdown import Losses, by_frequency, by_mass, by_position
+from predistill.evaluation.calibration import (
+    calibration_error,
+    calibration_noise,
+    expected_calibration_error,
+    reliability,
+)
 from predistill.objective.checks import IGNORED
 from predistill.students.forward import Head, head_of, hidden_states
 from predistill.training.student import Student
 from predistill.world import World
 
-__all__ = ["Heldout", "heldout_in_training", "measure_heldout"]
+__all__ = ["Heldout", "Said", "heldout_in_training", "measure_heldout"]
 
 CHUNK_POSITIONS = 1024  # logits of so many positions at once: [1024, V] float32 is 600 MB at V = 151,936
+CHUNK_TOKENS = 1 << 22  # of the train split, whose ids are counted
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass
-class Heldout:
-    """Sums over held-out positions, and what they say."""
+class Said:
+    """What one model said of the held-out labels: a few numbers a position, in parts as they came."""
 
-    rows: int = 0
-    tokens: int = 0
-    loss_sum: float = 0.0
-    kl_sum: float = 0.0
-    teacher_loss_sum: float = 0.0
-    agreed: int = 0
-    confidence: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    loss: list[Floats] = field(default_factory=list)
+    confidence: list[Floats] = field(default_factory=list)
     correct: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    entropy: list[Floats] = field(default_factory=list)  # empty where nobody asks for it
 
     def count(self, logprob_NV: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
         """Take in positions; the likeliest id of each."""
         best_N = logprob_NV.argmax(dim=-1)
-        self.tokens += len(label_N)
-        self.loss_sum -= float(logprob_NV.gather(1, label_N[:, None]).double().sum())
+        self.loss.append(-logprob_NV.gather(1, label_N[:, None])[:, 0].cpu().numpy())
         self.confidence.append(logprob_NV.amax(dim=-1).exp().cpu().numpy())
         self.correct.append((best_N == label_N).cpu().numpy())
         return best_N
 
+    @property
+    def tokens(self) -> int:
+        """How many positions."""
+        return sum(map(len, self.loss))
+
+    @property
+    def loss_sum(self) -> float:
+        """Nats."""
+        return float(sum(part.sum(dtype=np.float64) for part in self.loss))
+
+
+@dataclass
+class Heldout:
+    """What a student, and perhaps a teacher beside it, said of the held-out rows of one corpus."""
+
+    row_len: int
+    student: Said
+    teacher: Said | None
+    rows: int = 0
+    agreed: int = 0
+    kl: list[Floats] = field(default_factory=list)
+    reverse_kl: list[Floats] = field(default_factory=list)
+    position: list[npt.NDArray[np.int64]] = field(default_factory=list)  # in the row
+    frequency: list[npt.NDArray[np.int64]] = field(default_factory=list)  # of the label's id in the train split
+
+    @property
+    def tokens(self) -> int:
+        """How many labels counted."""
+        return self.student.tokens
+
+    def count(self, logprob_NV: torch.Tensor, taught_NV: torch.Tensor | None, label_N: torch.Tensor) -> None:
+        """Take in positions: log-probabilities of the student and of the teacher."""
+        best_N, prob_NV = self.student.count(logprob_NV, label_N), logprob_NV.exp()
+        self.student.entropy.append(_expected(prob_NV, logprob_NV, sign=-1))
+        if self.teacher is None or taught_NV is None:
+            return
+        taught_best_N, target_NV = self.teacher.count(taught_NV, label_N), taught_NV.exp()
+        self.teacher.entropy.append(_expected(target_NV, taught_NV, sign=-1))
+        self.agreed += int((taught_best_N == best_N).sum())
+        ratio_NV = taught_NV - logprob_NV
+        self.kl.append(_expected(target_NV, ratio_NV))
+        self.reverse_kl.append(_expected(prob_NV, ratio_NV, sign=-1))
+
     def record(self, *, bytes_per_token: float | None, teacher: str | None) -> dict[str, object]:
-        """Nats a token, bits a byte, accuracy, ECE; and KL(teacher || student), agreement, the teacher's loss."""
-        tokens = max(self.tokens, 1)
-        confidence, correct = np.concatenate(self.confidence), np.concatenate(self.correct)
-        loss = self.loss_sum / tokens
+        """The measures by name; docs/formats.md says what each is.
+
+        There has to be a position.
+        """
+        confidence_N = np.concatenate(self.student.confidence)
+        bins = reliability(confidence_N, np.concatenate(self.student.correct))
+        loss, entropy = self.student.loss_sum / self.tokens, _mean(self.student.entropy)
+        losses = self._losses()
         return {
             "rows": self.rows,
             "tokens": self.tokens,
             "loss_nats": loss,
             "bits_per_byte": None if bytes_per_token is None else loss / math.log(2) / bytes_per_token,
-            "accuracy": float(correct.mean()),
-            "ece": expected_calibration_error(confidence, correct),
-            "teacher": None
-            if teacher is None
-            else {
-                "name": teacher,
-                "kl_nats": self.kl_sum / tokens,
-                "agreement": self.agreed / tokens,
-                "loss_nats": self.teacher_loss_sum / tokens,
-            },
+            "accuracy": float(np.concatenate(self.student.correct).mean()),
+            "ece": calibration_error(bins),
+            "ece_noise": calibration_noise(confidence_N),
+            "entropy_nats": entropy,
+            "reliability": [asdict(part) for part in bins],
+            "by_position": by_position(np.concatenate(self.position), losses, row_len=self.row_len),
+            "by_frequency": by_frequency(np.concatenate(self.frequency), losses),
+            "by_teacher_entropy": None
+            if self.teacher is None
+            else by_mass(np.concatenate(self.teacher.entropy), losses),
+            "teacher": None if self.teacher is None else {"name": teacher, **self._distance(self.teacher, entropy)},
         }
+
+    def _distance(self, teacher: Said, entropy_nats: float) -> dict[str, float]:
+        taught_entropy_nats = _mean(teacher.entropy)
+        return {
+            "kl_nats": _mean(self.kl),
+            "agreement": self.agreed / self.tokens,
+            "loss_nats": teacher.loss_sum / self.tokens,
+            "reverse_kl_nats": _mean(self.reverse_kl),
+            "entropy_nats": taught_entropy_nats,
+            "entropy_gap_nats": entropy_nats - taught_entropy_nats,
+            "ece": expected_calibration_error(np.concatenate(teacher.confidence), np.concatenate(teacher.correct)),
+        }
+
+    def _losses(self) -> Losses:
+        student_N = np.concatenate(self.student.loss)
+        if self.teacher is None:
+            return Losses(student_N)
+        return Losses(student_N, np.concatenate(self.teacher.loss), np.concatenate(self.kl))
 
 
 @torch.inference_mode()
@@ -82,7 +152,8 @@ def measure_heldout(
     """Run `model` (and `teacher`) over the first `rows` rows of a split (None: all); `on_progress(rows done, rows)`."""
     total = len(corpus) if rows is None else min(rows, len(corpus))
     end_id = corpus.end_id if corpus.document_mask else None
-    head, result = head_of(model), Heldout()
+    frequency_V = _train_counts(corpus)
+    result = Heldout(corpus.row_len, Said(), None if teacher is None else Said())
     for begin in range(0, total, batch_rows):
         rows_B = np.arange(begin, min(begin + batch_rows, total))
         ids_BT1, label_BT = _rows(corpus, rows_B, model.device)
@@ -94,13 +165,12 @@ def measure_heldout(
             taught_ND = hidden_states(teacher, ids_BT1[:, :-1], end_id=end_id).flatten(0, 1)[counted_N]
         for start in range(0, len(label_N), CHUNK_POSITIONS):
             part = slice(start, start + CHUNK_POSITIONS)
-            logprob_NV = _logprob(head, hidden_ND[part], corpus.vocab_size)
-            best_N = result.count(logprob_NV, label_N[part])
+            logprob_NV, taught_NV = _logprob(head_of(model), hidden_ND[part], corpus.vocab_size), None
             if teacher is not None and taught_ND is not None:
-                target_NV = _logprob(head_of(teacher), taught_ND[part], corpus.vocab_size)
-                result.kl_sum += float((target_NV.exp() * (target_NV - logprob_NV)).double().sum())
-                result.teacher_loss_sum -= float(target_NV.gather(1, label_N[part, None]).double().sum())
-                result.agreed += int((target_NV.argmax(dim=-1) == best_N).sum())
+                taught_NV = _logprob(head_of(teacher), taught_ND[part], corpus.vocab_size)
+            result.count(logprob_NV, taught_NV, label_N[part])
+        result.position.append(counted_N.nonzero()[:, 0].cpu().numpy() % corpus.row_len)
+        result.frequency.append(frequency_V[label_N.cpu().numpy()])
         result.rows += len(ids_BT1)
         if on_progress is not None:
             on_progress(result.rows, total)
@@ -119,14 +189,14 @@ def heldout_in_training(
     if not rows:
         return {}
     mine = np.arange(world.rank, -(-rows // world.size) * world.size, world.size)  # as many on every process
-    result = Heldout()
+    said = Said()
 
     def use(head: Head, hidden_BTD: torch.Tensor, _router: torch.Tensor | None) -> tuple[()]:
         for hidden_ND, label_N in zip(
             hidden_BTD.flatten(0, 1).split(CHUNK_POSITIONS), label_BT.flatten().split(CHUNK_POSITIONS), strict=True
         ):
             counted_N = label_N != IGNORED
-            result.count(_logprob(head, hidden_ND[counted_N], corpus.vocab_size), label_N[counted_N])
+            said.count(_logprob(head, hidden_ND[counted_N], corpus.vocab_size), label_N[counted_N])
         return ()
 
     student.eval()
@@ -136,11 +206,11 @@ def heldout_in_training(
         label_BT[torch.from_numpy(part >= rows)] = IGNORED
         student(ids_BT1[:, :-1], use)
     student.train()
-    sums = torch.tensor([result.loss_sum, result.tokens], dtype=torch.float64, device=world.device)
+    sums = torch.tensor([said.loss_sum, said.tokens], dtype=torch.float64, device=world.device)
     loss, tokens = world.sum_(sums).tolist()
     if not tokens:
         return {}
-    parts = world.collect((result.confidence, result.correct))
+    parts = world.collect((said.confidence, said.correct))
     calibration = None
     if world.first:
         confidence, correct = ([array for part in parts for array in part[i]] for i in (0, 1))
@@ -150,6 +220,26 @@ def heldout_in_training(
 
 def _logprob(head: Head, hidden_ND: torch.Tensor, vocab_size: int) -> torch.Tensor:
     return head.logits(hidden_ND)[:, :vocab_size].log_softmax(dim=-1)
+
+
+def _expected(prob_NV: torch.Tensor, value_NV: torch.Tensor, *, sign: int = 1) -> Floats:
+    """The mean of `value_NV` under `prob_NV`, times `sign`."""
+    mean_N: Floats = (prob_NV * value_NV).sum(dim=-1).mul_(sign).cpu().numpy()
+    return mean_N
+
+
+def _mean(parts: list[Floats]) -> float:
+    return float(np.concatenate(parts).mean(dtype=np.float64))
+
+
+def _train_counts(corpus: Corpus) -> npt.NDArray[np.int64]:
+    """How often each id stands in the train split, int64 [V]."""
+    train, count_V = Corpus(corpus.path), np.zeros(corpus.vocab_size, dtype=np.int64)
+    tokens = train.split_stats["tokens"]
+    for start in range(0, tokens, CHUNK_TOKENS):
+        ids = train.stream(start, min(start + CHUNK_TOKENS, tokens))
+        count_V += np.bincount(ids, minlength=corpus.vocab_size)
+    return count_V
 
 
 def _rows(corpus: Corpus, rows: npt.NDArray[np.int64], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from predistill.report.footprint import Footprint, read_footprint
 from predistill.report.page import report_page
 from predistill.report.records import Record, read_record
 
-__all__ = ["Record", "read_record", "report_page"]
+__all__ = ["Footprint", "Record", "read_footprint", "read_record", "report_page"]

@@ -28,7 +28,7 @@ from predistill.report.geometry import (
     ticks,
     value_at,
 )
-from predistill.report.numbers import count, nats, percent, signed
+from predistill.report.numbers import count, nats, percent, signed, size
 from predistill.report.records import Record, StoreUse
 from predistill.report.table import Group
 
@@ -224,12 +224,12 @@ def gain_strip(found: Sequence[Gain], colour: Mapping[str, str]) -> Strip | None
 
 def store_strip(store: StoreUse, number: int) -> Strip | None:
     """Where a store's bytes went, the largest stream first, in bytes a position."""
-    streams = sorted(((size, name) for name, size in store.bytes_by_stream.items() if size > 0), reverse=True)
+    streams = sorted(((length, name) for name, length in store.bytes_by_stream.items() if length > 0), reverse=True)
     if not streams or store.positions <= 0:
         return None
-    total = sum(size for size, _ in streams)
+    total = sum(length for length, _ in streams)
     each = total / store.positions
-    note = f"{_bytes(total)} for {count(store.positions)} positions: {each:.1f} bytes each, "
+    note = f"{size(total)} for {count(store.positions)} positions: {each:.1f} bytes each, "
     note += f"for {store.entries / store.positions:.1f} kept entries on average."
     if store.vocabulary:
         note += (
@@ -243,11 +243,11 @@ def store_strip(store: StoreUse, number: int) -> Strip | None:
         entries=tuple(
             Entry(
                 name=_STREAMS.get(name, name),
-                value=f"{size / store.positions:.2f}  ({percent(size / total)})",
+                value=f"{length / store.positions:.2f}  ({percent(length / total)})",
                 colour="ink",
-                bar=round(100 * size / total, 2),
+                bar=round(100 * length / total, 2),
             )
-            for size, name in streams
+            for length, name in streams
         ),
     )
 
@@ -298,10 +298,3 @@ def _agree(course: Mapping[float, float], other: Mapping[float, float]) -> bool:
     """The same wherever both are known: a run that is still going shares the line of one that has ended."""
     shared = course.keys() & other.keys()
     return bool(shared) and all(course[x] == other[x] for x in shared)
-
-
-def _bytes(size: float) -> str:
-    for limit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
-            return f"{size / limit:.1f}\N{NO-BREAK SPACE}{name}"
-    return f"{size:.0f}\N{NO-BREAK SPACE}B"

@@ -15,25 +15,33 @@ from typing import Any
 from predistill.report.numbers import count
 
 __all__ = [
+    "LABEL_CHARS",
     "Chart",
+    "Curve",
+    "Dot",
     "Entry",
+    "Label",
     "Line",
     "Mark",
     "Points",
     "Strip",
+    "Tick",
     "along",
+    "down",
     "line_chart",
     "padded",
+    "round_numbers",
     "series",
     "shortened",
     "smooth",
+    "spread",
     "thinned",
     "ticks",
     "value_at",
 ]
 
 Points = list[tuple[float, float]]
-_LABEL_CHARS = 13  # what a phone has room for beside a plot
+LABEL_CHARS = 13  # what a phone has room for beside a plot
 _LABEL_GAP = 7.0  # per cent of the lowest plot's height: a line of type
 
 
@@ -77,6 +85,17 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Dot:
+    """A filled circle at its place in the frame, `radius` in pixels; `text` is what a pointer over it reads."""
+
+    at: tuple[float, float]
+    radius: float
+    colour: str
+    text: str
+    ring: bool = False
+
+
+@dataclass(frozen=True)
 class Line:
     """Curves of one recipe, in data units, with one label at their end; no text, no label."""
 
@@ -89,7 +108,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over tokens."""
+    """Lines and dots over an axis, most often of tokens; `diagonal`: a line from corner to corner."""
 
     id: str
     title: str
@@ -102,6 +121,9 @@ class Chart:
     labels: tuple[Label, ...]
     zero: float | None
     marks: tuple[Mark, ...] = ()
+    dots: tuple[Dot, ...] = ()
+    diagonal: bool = False
+    x_title: str = "tokens"
 
     @property
     def label_chars(self) -> int:
@@ -175,7 +197,7 @@ def line_chart(
         said.append(f"{line.full} ends at {value:.4g}")
         if line.text:
             place = _place(end, value, last, bounds)
-            labels.append(Label(place[1], place, shortened(line.text, _LABEL_CHARS), line.full, line.colour))
+            labels.append(Label(place[1], place, shortened(line.text, LABEL_CHARS), line.full, line.colour))
     return Chart(
         id=id,
         title=title,
@@ -185,8 +207,8 @@ def line_chart(
         x=ticks((0.0, last), 4, lambda x, _: count(x)),
         y=ticks(bounds, y_ticks, y_text, vertical=True),
         curves=tuple(curves),
-        labels=_spread(labels),
-        zero=_down(0.0, bounds) if zero else None,
+        labels=spread(labels),
+        zero=down(0.0, bounds) if zero else None,
         marks=tuple(replace(mark, at=_place(*mark.at, last, bounds)) for mark in marks),
     )
 
@@ -194,14 +216,19 @@ def line_chart(
 def ticks(
     bounds: tuple[float, float], about: int, text: Callable[[float, int], str], *, vertical: bool = False
 ) -> tuple[Tick, ...]:
-    """About so many round numbers, 1, 2, 2.5 or 5 times a power of ten apart; `text(value, digits that they need)`."""
+    """About so many round numbers; `text(value, digits that they need)`."""
+    marks, digits = round_numbers(bounds, about)
+    return tuple(Tick(down(mark, bounds) if vertical else along(mark, bounds), text(mark, digits)) for mark in marks)
+
+
+def round_numbers(bounds: tuple[float, float], about: int) -> tuple[list[float], int]:
+    """About so many, 1, 2, 2.5 or 5 times a power of ten apart, and the digits that they need."""
     low, high = bounds
     raw = (high - low) / about
     power = math.floor(math.log10(raw))
     factor = min((1, 2, 2.5, 5, 10), key=lambda factor: abs(math.log10(factor) + power - math.log10(raw)))
     step, digits = factor * 10.0**power, max(0, -power + (factor == 2.5) - (factor == 10))
-    marks = [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-    return tuple(Tick(_down(mark, bounds) if vertical else along(mark, bounds), text(mark, digits)) for mark in marks)
+    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)], digits
 
 
 def along(value: float, bounds: tuple[float, float]) -> float:
@@ -248,21 +275,21 @@ def _drawn(
     points: Points, last: float, bounds: tuple[float, float], colour: str, weight: str, *, dash: bool = False
 ) -> Curve:
     """Points in data units as a path; what is far outside is held near the frame, which cuts it."""
-    steps = (f"{100 * x / last:.2f} {min(max(_down(y, bounds), -999.0), 999.0):.2f}" for x, y in points)
+    steps = (f"{100 * x / last:.2f} {min(max(down(y, bounds), -999.0), 999.0):.2f}" for x, y in points)
     return Curve("M" + "L".join(steps), colour, weight, dash)
 
 
 def _place(tokens: float, value: float, last: float, bounds: tuple[float, float]) -> tuple[float, float]:
     """From the left and from the top, in per cent, within the frame."""
-    return round(100 * min(tokens / last, 1.0), 2), min(max(_down(value, bounds), 0.0), 100.0)
+    return round(100 * min(tokens / last, 1.0), 2), min(max(down(value, bounds), 0.0), 100.0)
 
 
-def _down(value: float, bounds: tuple[float, float]) -> float:
+def down(value: float, bounds: tuple[float, float]) -> float:
     """A value's place from the top, in per cent."""
     return round(100 * (bounds[1] - value) / (bounds[1] - bounds[0]), 2)
 
 
-def _spread(labels: Sequence[Label]) -> tuple[Label, ...]:
+def spread(labels: Sequence[Label]) -> tuple[Label, ...]:
     """Labels moved apart so that none covers another, the lowest no lower than the frame."""
     placed: list[Label] = []
     for label in sorted(labels, key=lambda label: label.at):

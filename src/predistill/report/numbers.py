@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["count", "duration", "nats", "percent", "signed"]
+__all__ = ["count", "duration", "in_words", "nats", "percent", "signed", "signed_percent", "size"]
 
 _MINUS, _NARROW = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}"
+_SMALL = (
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
+)  # fmt: skip
+
+
+def in_words(number: int) -> str:
+    """A small number as a word: 8 -> eight."""
+    return _SMALL[number] if 0 <= number < len(_SMALL) else f"{number:,}"
 
 
 def count(number: float) -> str:
@@ -38,3 +46,16 @@ def signed(value: float, digits: int = 3) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """A fraction in per cent."""
     return f"{share * 100:.{digits}f}{_NARROW}%".replace("-", _MINUS)
+
+
+def signed_percent(share: float, digits: int = 1) -> str:
+    """A difference of fractions or a relative one, in per cent, its sign always shown."""
+    return f"{signed(share * 100, digits)}{_NARROW}%"
+
+
+def size(number: float) -> str:
+    """Bytes: 51600000 -> 51.6 MB."""
+    for limit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= limit:
+            return f"{number / limit:.1f}\N{NO-BREAK SPACE}{name}"
+    return f"{number:.0f}\N{NO-BREAK SPACE}B"

@@ -14,14 +14,17 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from predistill.report import figures
+from predistill.report import figures, sections
+from predistill.report.calibration import surenesses
+from predistill.report.footprint import Footprint
 from predistill.report.gains import Gain, gains
 from predistill.report.geometry import shortened
 from predistill.report.headline import Headline, headline
 from predistill.report.numbers import count, duration, nats, percent, signed
 from predistill.report.records import Record, StoreUse
 from predistill.report.standing import findings, standings
-from predistill.report.table import Row, group_records, table_rows
+from predistill.report.table import Group, Row, group_records, table_rows
+from predistill.report.tasks import Tasks, task_scores
 
 __all__ = ["report_page"]
 
@@ -39,8 +42,8 @@ COLUMNS = (
 )
 
 
-def report_page(records: Sequence[Record]) -> str:
-    """The page. `records` are of different directories, one at least."""
+def report_page(records: Sequence[Record], footprints: Sequence[Footprint] = ()) -> str:
+    """The page. `records` are of different directories, one at least; `footprints` tell what models cost to use."""
     groups = group_records(records)
     found = gains(groups, records)
     colour = figures.colours(groups, found)
@@ -66,6 +69,7 @@ def report_page(records: Sequence[Record]) -> str:
         *figures.other_corpora_charts(groups, colour),
     ]
     strips = [figures.store_strip(store, number) for number, store in enumerate(stores, 1)]
+    tasks = task_scores(groups, found)
     page = _environment().get_template("page.html.j2")
     return page.render(
         headline=said,
@@ -77,11 +81,17 @@ def report_page(records: Sequence[Record]) -> str:
         grouped=len(groups) < len(records) or any(" " in group.label for group in groups),
         rows=_rows(rows, colour),
         table_note=_table_note(ordered),
+        tasks=sections.tasks_section(tasks, found, colour),
+        corpora=sections.corpora_section(groups, colour),
+        calibration=sections.calibration_section(groups, colour),
+        **sections.loss_sections(groups, found, colour),
+        copying=sections.copying_section(groups, colour),
+        footprints=[sections.footprint_section(each, number) for number, each in enumerate(footprints, 1)],
         stores=[strip for strip in strips if strip is not None],
         samples=_samples(ordered, rows, colour),
         commands=_commands(ordered, rows, colour),
         provenance=_provenance(ordered),
-        data=Markup(_embedded(_data(said, rows, found, stores, ordered))),
+        data=Markup(_embedded(_data(said, rows, found, stores, ordered) | _measured(tasks, groups, footprints))),
     )
 
 
@@ -152,7 +162,8 @@ def _commands(records: Sequence[Record], rows: Sequence[Row], colour: Mapping[st
     shown = []
     for record, row in zip(records, rows, strict=True):
         captures = [store.capture.command for store in record.stores if store.capture]
-        typed = [*captures, record.train_command, record.evaluate_command]
+        asked = [result.command for result in record.measures.tasks.values()]
+        typed = [*captures, record.train_command, record.evaluate_command, *asked]
         commands = [command.split(" ") for command in dict.fromkeys(typed) if command]
         recipe = yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True)
         shown.append({"run": row.run, "colour": colour[row.recipe], "commands": commands, "recipe": recipe})
@@ -194,6 +205,33 @@ def _data(
             for row, record in zip(rows, records, strict=True)
             for finding in record.findings
         ],
+    }
+
+
+def _measured(tasks: Tasks | None, groups: Sequence[Group], footprints: Sequence[Footprint]) -> dict[str, Any]:
+    """The figures of the later sections."""
+    scores = (
+        [] if tasks is None else [{"task": key[0], "recipe": key[1], **asdict(s)} for key, s in tasks.scores.items()]
+    )
+    means = (
+        [] if tasks is None else [{"suite": key[0], "recipe": key[1], **asdict(s)} for key, s in tasks.means.items()]
+    )
+    records = [(group.label, record) for group in groups for record in group.records]
+    return {
+        "tasks": scores,
+        "suites": means,
+        "calibration": [asdict(each) for each in surenesses(groups)],
+        "held_out": [
+            {"recipe": label, "run": record.path.name, **asdict(found)}
+            for label, record in records
+            if (found := record.measures.heldout) is not None
+        ],
+        "copying": [
+            {"recipe": label, "run": record.path.name, **asdict(probe)}
+            for label, record in records
+            if (probe := record.measures.copying) is not None
+        ],
+        "footprints": [{**asdict(each), "path": str(each.path)} for each in footprints],
     }
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from predistill.errors import RunError
+from predistill.report.measures import Measures, read_measures
+from predistill.report.reading import Reader
 from predistill.runs import Run
 
 __all__ = ["Capture", "Record", "StoreUse", "read_record"]
@@ -81,6 +83,7 @@ class Record:
     live_teacher: str | None = None  # the name of the model that ran beside the student
     findings: tuple[Mapping[str, Any], ...] = ()  # what the watch found, in the order of steps
     planned_steps: int | None = None
+    measures: Measures = field(default_factory=Measures)  # what else `evaluate` found
 
     @property
     def heldout_corpora(self) -> tuple[str | None, ...]:
@@ -108,39 +111,6 @@ class Record:
         return self.train_cpu_seconds if self.on_cpu else self.train_seconds
 
 
-class _Reader:
-    """One JSON object of a run; a key that is missing or of another type is a RunError that names file and key."""
-
-    def __init__(self, path: Path, content: Any) -> None:
-        self.path, self.content = path, content
-
-    def get(self, dotted: str, kind: Callable[[Any], Any]) -> Any:
-        """The value at `a.b.c` through `kind`; None where the file, the key or the value is absent."""
-        value = self.content
-        for key in dotted.split("."):
-            if value is not None and not isinstance(value, Mapping):
-                raise RunError(
-                    f"{self.path}: {dotted} is not where it should be. Write this file again with its command."
-                )
-            value = None if value is None else value.get(key)
-        if value is None:
-            return None
-        try:
-            return kind(value)
-        except (TypeError, ValueError, KeyError, AttributeError):
-            shown = str(value)[:40]
-            raise RunError(
-                f"{self.path}: {dotted} cannot be {shown}. Write this file again with its command."
-            ) from None
-
-    def need(self, dotted: str, kind: Callable[[Any], Any]) -> Any:
-        """As `get`, for a key that must be there."""
-        value = self.get(dotted, kind)
-        if value is None:
-            raise RunError(f"{self.path}: no {dotted}. Write this file again with its command.")
-        return value
-
-
 def read_record(run: Run) -> Record:
     """Every record of one run directory. Raises RunError naming the file that is broken."""
     try:
@@ -156,18 +126,20 @@ def read_record(run: Run) -> Record:
         raise RunError(
             f"{run.path / 'metrics.jsonl'}: a line is not JSON ({error}). Train into a new directory."
         ) from None
-    asked = _Reader(run.path / "recipe.yaml", recipe)
-    environment = _Reader(run.path / "environment.json", run.environment)
-    evaluation = _Reader(run.path / "evaluation.json", run.evaluation)
-    done = _Reader(run.path / "DONE", run.done)
+    asked = Reader(run.path / "recipe.yaml", recipe)
+    environment = Reader(run.path / "environment.json", run.environment)
+    evaluation = Reader(run.path / "evaluation.json", run.evaluation)
+    done = Reader(run.path / "DONE", run.done)
 
-    lines = [_Reader(run.path / "metrics.jsonl", line) for line in metrics]
+    lines = [Reader(run.path / "metrics.jsonl", line) for line in metrics]
     for line in lines:
         line.need("tokens", int)
         line.need("kind", str)
-    findings = [_Reader(run.path / "findings.jsonl", line) for line in run.findings]
+    findings = [Reader(run.path / "findings.jsonl", line) for line in run.findings]
     last_tokens = max((line.content["tokens"] for line in lines), default=0)
-    measured = done.content is not None and evaluation.content is not None
+    evaluated = done.content is not None and evaluation.content is not None
+    only_tasks = evaluated and "tasks" in evaluation.content and "heldout" not in evaluation.content
+    measured = evaluated and not only_tasks
     loss_nats = evaluation.need("heldout.loss_nats", float) if measured else None
     return Record(
         path=run.path,
@@ -206,6 +178,7 @@ def read_record(run: Run) -> Record:
         live_teacher=environment.get("inputs.teacher.name", str),
         findings=tuple(sorted(map(_finding, findings), key=lambda finding: finding["step"])),
         planned_steps=environment.get("steps", int),
+        measures=read_measures(evaluation) if evaluated else Measures(),
     )
 
 
@@ -217,7 +190,7 @@ def _state(*, done: bool, loss_nats: float | None) -> State:
     return "finished" if math.isfinite(loss_nats) else "diverged"
 
 
-def _finding(finding: _Reader) -> dict[str, Any]:
+def _finding(finding: Reader) -> dict[str, Any]:
     """What the page says of a finding; `severe` and `action` may be missing."""
     return {
         "kind": finding.need("kind", str),
@@ -229,7 +202,7 @@ def _finding(finding: _Reader) -> dict[str, Any]:
 
 
 def _store(content: Mapping[str, Any], run: Path, file: Path) -> StoreUse:
-    store = _Reader(file, content)
+    store = Reader(file, content)
     path = store.need("path", str)
     return StoreUse(
         path=path,
@@ -247,7 +220,7 @@ def _capture(store: str, run: Path) -> Capture | None:
     for root in (Path(), *run.resolve().parents):
         if files := sorted((root / store / "costs").glob("*.json")):
             try:
-                costs = [_Reader(file, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+                costs = [Reader(file, json.loads(file.read_text(encoding="utf-8"))) for file in files]
             except ValueError as error:
                 raise RunError(f"{files[0]}: not readable as JSON ({error}). Delete it: it tells only costs.") from None
             cpu_seconds = [cost.get("cpu_seconds", float) for cost in costs]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from predistill.errors import RunError
 from predistill.stages.inputs import pick_device
-from predistill.students.build import load_model
+from predistill.students.build import load_model, load_tokenizer
 
-__all__ = ["continue_text", "exported_model", "generate", "load_tokenizer"]
+__all__ = ["continue_text", "exported_model", "generate"]
 
 
 def generate(
@@ -60,14 +60,13 @@ def continue_text(
 
 
 def exported_model(run_or_model: str | Path) -> Path:
-    """The model directory of a finished run, or the directory itself."""
+    """The model directory of a finished run, or the directory or .gguf file itself."""
     path = Path(run_or_model)
+    if path.suffix == ".gguf" and path.is_file():
+        return path
     model = path / "model" if (path / "recipe.yaml").exists() else path
     if not (model / "config.json").exists():
-        raise RunError(f"{path}: no exported model here. Name a finished run, or a directory with config.json.")
+        raise RunError(
+            f"{path}: no exported model here. Name a finished run, a directory with config.json, or a .gguf file."
+        )
     return model
-
-
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model or a corpus."""
-    return PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"))

@@ -27,7 +27,17 @@ from predistill.training.parallel import copy_size
 from predistill.training.step import Objective
 from predistill.world import world_size
 
-__all__ = ["Inputs", "check_expected", "matching_store", "open_inputs", "pick_device", "start_config", "start_path"]
+__all__ = [
+    "Inputs",
+    "check_expected",
+    "machine",
+    "matching_store",
+    "open_inputs",
+    "pick_device",
+    "start_config",
+    "start_path",
+    "versions",
+]
 
 
 @dataclass(frozen=True)
@@ -85,16 +95,8 @@ class Inputs:
                 ],
                 **({} if live is None else {"teacher": live}),
             },
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("predistill", "torch", "transformers", "numpy")},
-            "machine": {
-                "system": platform.system(),
-                "machine": platform.machine(),
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "device": device_name(pick_device()),
-                "ranks": world_size(),
-            },
+            "versions": versions(),
+            "machine": machine(),
             **self.sizes(recipe),
         }
 
@@ -223,6 +225,24 @@ def _start_config(start: str, corpus: Corpus) -> PretrainedConfig:
             "own tokenizer. Prepare the corpus with the model's (`predistill prepare --tokenizer`), or start from null."
         )
     return config
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what computes."""
+    packages = ("predistill", "torch", "transformers", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def machine() -> dict[str, Any]:
+    """What this process computes on; no names of hosts or paths."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device_name(pick_device()),
+        "ranks": world_size(),
+    }
 
 
 def pick_device() -> torch.device:

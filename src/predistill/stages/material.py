@@ -29,11 +29,13 @@ OnProgress = Callable[[int, int, str], None]
 
 
 class Tokenised(NamedTuple):
-    """A document's `text`; its token ids (of conversations: as `marked_ids`); and the text that decides its split."""
+    """A document's `text`; its token ids (of conversations: as `marked_ids`); the text that decides its split; and the
+    numbers of the task files it shares words with."""
 
     text: bytes
     ids: bytes
     decides: bytes
+    files_met: list[int]
 
 
 class Material(Protocol):
@@ -53,9 +55,16 @@ class Material(Protocol):
         """Write the tokenizer, and what belongs to it."""
 
     def tokenised(
-        self, tokenizer: CorpusTokenizer, folder: Path, *, processes: int, progress: OnProgress
+        self,
+        tokenizer: CorpusTokenizer,
+        folder: Path,
+        *,
+        task_grams: Path | None,
+        processes: int,
+        progress: OnProgress,
     ) -> Generator[Tokenised, None, None]:
-        """Each document's tokens, by the tokenizer that was saved to `folder`. Close it, and the processes end."""
+        """Each document's tokens, by the tokenizer that was saved to `folder`; compared with the `TaskGrams` that was
+        saved to `task_grams`, if any. Close it, and the processes end."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +90,24 @@ class Texts:
         tokenizer.save(folder)
 
     def tokenised(
-        self, tokenizer: CorpusTokenizer, folder: Path, *, processes: int, progress: OnProgress
+        self,
+        tokenizer: CorpusTokenizer,
+        folder: Path,
+        *,
+        task_grams: Path | None,
+        processes: int,
+        progress: OnProgress,
     ) -> Generator[Tokenised, None, None]:
-        pairs = tokenised(
+        answers = tokenised(
             _watched(self.documents, "tokenise", progress),
             tokenizer_path=folder / "tokenizer.json",
             id_dtype=id_dtype_of(tokenizer.vocab_size),
             processes=processes,
+            task_grams=task_grams,
         )
-        with closing(pairs):
-            for text, ids in pairs:
-                yield Tokenised(text, ids, text)
+        with closing(answers):
+            for text, ids, files_met in answers:
+                yield Tokenised(text, ids, text, files_met)
 
 
 @dataclass(frozen=True)
@@ -136,20 +152,27 @@ class Conversations:
         write_atomic(folder / TEMPLATE_FILE, self.template.text.encode())
 
     def tokenised(
-        self, tokenizer: CorpusTokenizer, folder: Path, *, processes: int, progress: OnProgress
+        self,
+        tokenizer: CorpusTokenizer,
+        folder: Path,
+        *,
+        task_grams: Path | None,
+        processes: int,
+        progress: OnProgress,
     ) -> Generator[Tokenised, None, None]:
-        pairs = tokenised_conversations(
+        answers = tokenised_conversations(
             _watched(self.documents, "tokenise", progress),
             tokenizer_path=folder / "tokenizer.json",
             end_id=tokenizer.end_id,
             special_tokens_are_text=self.template.is_plain,
             processes=processes,
+            task_grams=task_grams,
         )
-        with closing(pairs):
-            for conversation, ids in pairs:
+        with closing(answers):
+            for conversation, ids, files_met in answers:
                 if self.document_mask:
                     _check_one_end(ids, tokenizer)
-                yield Tokenised(conversation.text.encode(), ids, conversation.plain)
+                yield Tokenised(conversation.text.encode(), ids, conversation.plain, files_met)
 
 
 def _watched(documents: Documents[Document], phase: str, progress: OnProgress) -> Iterator[Document]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from predistill.corpus.tokenizer import CorpusTokenizer, load_tokenizer, sample_
 from predistill.errors import CorpusError
 from predistill.files import write_sealed_json
 from predistill.fingerprint import file_sha256
+from predistill.stages.decontamination import Decontamination, decontamination_notes
 from predistill.stages.material import Conversations, Material, OnProgress, Texts
 
 __all__ = ["prepare"]
@@ -37,6 +38,7 @@ def prepare(
     document_mask: bool = False,
     instruct: bool = False,
     chat_template: str | Path | None = None,
+    decontaminate: str | Path | Sequence[str | Path] = (),
     processes: int | None = None,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
@@ -45,6 +47,10 @@ def prepare(
 
     With `instruct` the sources hold conversations, written by the template in the file `chat_template`, else the
     tokenizer's own, else a plain one; what the assistant says is counted, and the rest is only read.
+
+    Training documents that share 13 words in a row with one of the task files `decontaminate` (or of folders of such)
+    are left out, and nothing else changes: every other document is in its split and in its order, and a tokenizer that
+    is trained here has read the same sample, so that a corpus with them and one without can be compared.
 
     The corpus is built beside `out` and moved there when it is whole: a kill leaves nothing at `out`, and running again
     starts afresh. `processes` (default: the cores at hand) changes the speed and not one byte. `on_progress` hears
@@ -68,6 +74,7 @@ def prepare(
             document_mask=document_mask,
             skip_bad=skip_bad,
         )
+    tasks = Decontamination(decontaminate) if decontaminate else None
     chosen = loaded or _trained(material, train_tokenizer, held_out, progress)
     with moved_when_whole(Path(out)) as folder:
         material.save(chosen, folder)
@@ -82,10 +89,19 @@ def prepare(
             )
             for split in SPLITS
         )
-        tokenised = material.tokenised(chosen, folder, processes=processes or _cores(), progress=progress)
-        with closing(tokenised):  # ends the processes, whatever happens
-            for text, ids, decides in tokenised:
-                (test if is_held_out(split_hash(decides), held_out) else train).add(text, ids)
+        with nullcontext() if tasks is None else tasks.saved(folder) as task_grams:
+            tokenised = material.tokenised(
+                chosen, folder, task_grams=task_grams, processes=processes or _cores(), progress=progress
+            )
+            with closing(tokenised):  # ends the processes, whatever happens
+                for text, ids, decides, files_met in tokenised:
+                    if is_held_out(split_hash(decides), held_out):
+                        test.add(text, ids)
+                    elif tasks is not None and files_met:
+                        tasks.leave_out(text, files_met)
+                        train.leave_out()
+                    else:
+                        train.add(text, ids)
         splits = _written({"train": train, "held_out": test}, chosen, progress)
         _check_rows(splits["train"], Path(out), row_len)
         manifest = {
@@ -107,6 +123,7 @@ def prepare(
             **material.facts,
             "sources": [{"name": path.name, "bytes": path.stat().st_size} for path in material.documents.files],
             "skipped": dict(sorted(material.documents.skipped.items())),
+            **({} if tasks is None else {"decontaminated": tasks.facts}),
             "splits": splits,
         }
         write_sealed_json(folder / "manifest.json", manifest)
@@ -167,6 +184,8 @@ def _notes(manifest: dict[str, Any]) -> list[str]:
     if manifest["skipped"]:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
         notes.append(f"Left out {sum(manifest['skipped'].values()):,} bad documents: {counts}.")
+    if "decontaminated" in manifest:
+        notes += decontamination_notes(manifest["decontaminated"])
     train, held_out = (manifest["splits"][split] for split in SPLITS)
     if manifest["format"] == INSTRUCT_FORMAT:
         labels = train["tokens"] - 1

@@ -7,13 +7,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from predistill.errors import RecipeError, RunError, did_you_mean
 from predistill.students.presets import PRESETS, Preset
 
-__all__ = ["DeviceMap", "build_student", "load_model", "read_config", "student_config"]
+__all__ = ["DeviceMap", "build_student", "load_model", "load_tokenizer", "read_config", "student_config"]
 
 DeviceMap = str | dict[str, str | int]
 
@@ -47,11 +55,8 @@ def student_config(name: str, *, vocab_size: int, row_len: int, end_id: int) -> 
 
 def read_config(path: Path) -> PretrainedConfig:
     """The configuration of a Hugging Face directory, a config.json or a .gguf file. Raises ValueError: why not."""
-    source: dict[str, Any] = {"pretrained_model_name_or_path": path}
-    if path.suffix == ".gguf":
-        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(**source, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(**_source(path), local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError((str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")) from None
     return config
@@ -85,9 +90,9 @@ def load_model(
     under torchrun, sharded over all ranks by the architecture's own tensor-parallel plan.
     Raises RunError for what is no model, or not all of one: Transformers would make up weights that are not there.
     """
-    where: dict[str, Any] = {"pretrained_model_name_or_path": path, "use_safetensors": True}
-    if path.suffix == ".gguf":
-        where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    where = _source(path)
+    if path.suffix != ".gguf":
+        where["use_safetensors"] = True
     if tensor_parallel:
         where["distributed_config"] = DistributedConfig(tp_plan="auto")
     elif device_map is not None:
@@ -109,6 +114,23 @@ def load_model(
     if not tensor_parallel and device_map is None:
         model.to(device)  # type: ignore[arg-type]  # as above
     return model
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a local Hugging Face directory, or in a .gguf file. Raises RunError where there is none."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**_source(path), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:  # by what is wrong in it
+        reason = _first_line(error)
+        raise RunError(f"{path}: no tokenizer that can be loaded: {reason} Put it beside the model.") from None
+    return tokenizer
+
+
+def _source(path: Path) -> dict[str, Any]:
+    """How Transformers is told of a directory, or of a .gguf file."""
+    if path.suffix == ".gguf":
+        return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": path}
 
 
 def _first_line(error: Exception) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["model_card"]
+__all__ = ["made_here", "model_card"]
 
 
 def model_card(
@@ -28,14 +29,27 @@ def model_card(
         f"{environment['tokens']:,} tokens, {environment['steps']:,} steps."
     )
     lines = ["---", "library_name: transformers", f"tags: [{tags}]", "---", f"# {recipe['name']}", "", made, ""]
-    if evaluation is not None:
+    if evaluation is not None and "heldout" in evaluation:  # a run may have been measured on tasks alone
         heldout = evaluation["heldout"]
         bits = heldout["bits_per_byte"]
+        where = f" of {heldout['corpus']}" if "corpus" in heldout else ""
         in_bytes = "" if bits is None else f"{bits:.4f} bits a byte, "
         measured = (
-            f"Held-out text: {heldout['loss_nats']:.4f} nats a token, {in_bytes}"
+            f"Held-out text{where}: {heldout['loss_nats']:.4f} nats a token, {in_bytes}"
             f"calibration error {heldout['ece']:.4f} over {heldout['tokens']:,} tokens."
         )
         lines += [measured, ""]
     lines += ["```yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip(), "```", ""]
     return "\n".join(lines)
+
+
+def made_here(model: Path) -> bool:
+    """Whether the card of a model directory says that predistill made it: then every document that it was trained on
+    was opened by the end token."""
+    card = model / "README.md"
+    head = card.read_text(encoding="utf-8", errors="replace").split("---")[1:2] if card.is_file() else []
+    try:
+        facts = yaml.safe_load(head[0]) if head else None
+    except yaml.YAMLError:
+        return False
+    return isinstance(facts, dict) and "predistill" in (facts.get("tags") or ())

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from predistill.students.masks import layer_masks
+from predistill.students.masks import layer_masks, masks_of_layers
 from predistill.students.router import balances, router_loss
 
-__all__ = ["Head", "Hidden", "head_of", "hidden_states", "run"]
+__all__ = ["Head", "Hidden", "branch_states", "head_of", "hidden_states", "run"]
 
 
 @dataclass(frozen=True)
@@ -102,4 +102,20 @@ def hidden_states(model: PreTrainedModel, input_BT: torch.Tensor, *, end_id: int
     mask = None if end_id is None else layer_masks(model, input_BT, end_id=end_id)
     backbone = model.base_model
     hidden_BTD: torch.Tensor = backbone(input_ids=input_BT, attention_mask=mask, use_cache=False).last_hidden_state
+    return hidden_BTD
+
+
+def branch_states(
+    model: PreTrainedModel, input_BT: torch.Tensor, within: torch.Tensor, place_BT: torch.Tensor
+) -> torch.Tensor:
+    """Last hidden states [B, T, D] where a row is a tree: several continuations of one beginning, which is run once.
+
+    `within` [B, 1, T, T]: True where a token belongs to another's past, or is it; `place_BT`: how many tokens that past
+    has. Raises RecipeError for a model that no mask can keep from looking back.
+    """
+    mask = masks_of_layers(model, within, place_BT)
+    backbone = model.base_model
+    hidden_BTD: torch.Tensor = backbone(
+        input_ids=input_BT, attention_mask=mask, position_ids=place_BT, use_cache=False
+    ).last_hidden_state
     return hidden_BTD

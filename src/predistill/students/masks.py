@@ -1,6 +1,6 @@
-"""Which earlier tokens a token may see where documents are kept apart: its own document's, and of those only what the
-layer's own window or chunk lets it see. A mask that is given to a backbone replaces the one it would make itself, so
-that a sliding window that is not in it would be silently gone."""
+"""Which earlier tokens a token may see where not all of them are its past: those of its own document or its own branch,
+and of those only what the layer's own window or chunk lets it see. A mask that is given to a backbone replaces the one
+it would make itself, so that a sliding window that is not in it would be silently gone."""
 
 # B batch  T position
 from __future__ import annotations
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from predistill.errors import RecipeError
 
-__all__ = ["document_mask", "layer_masks"]
+__all__ = ["document_mask", "layer_masks", "masks_of_layers"]
 
 KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 
@@ -29,26 +29,35 @@ def layer_masks(
 
     Raises RecipeError for a model that no mask can keep from looking back.
     """
+    within = document_mask(input_BT, end_id=end_id)
+    first_BT = within[:, 0].int().argmax(dim=2)  # of the document in the row
+    return masks_of_layers(model, within, torch.arange(within.shape[-1], device=within.device) - first_BT)
+
+
+def masks_of_layers(
+    model: PreTrainedModel, within: torch.Tensor, place_BT: torch.Tensor
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """As `layer_masks`, for any past: `within` [B, 1, T, T] is True where a token belongs to another's past (or is it),
+    `place_BT` is how many tokens that past has."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     _refuse(model, kinds or ())
-    within = document_mask(input_BT, end_id=end_id)
     if kinds is not None:
-        return {kind: _seen(model, within, kind) for kind in dict.fromkeys(kinds)}
+        return {kind: _seen(model, within, place_BT, kind) for kind in dict.fromkeys(kinds)}
     for kind, size in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
         if getattr(config, size, None) is not None:  # then so are all layers
-            return _seen(model, within, kind)
-    return _seen(model, within, "full_attention")
+            return _seen(model, within, place_BT, kind)
+    return _seen(model, within, place_BT, "full_attention")
 
 
-def _seen(model: PreTrainedModel, within: torch.Tensor, kind: str) -> torch.Tensor:
+def _seen(model: PreTrainedModel, within: torch.Tensor, place_BT: torch.Tensor, kind: str) -> torch.Tensor:
     """`within` as layers of `kind` see it, in the form that the model's attention reads."""
     config = model.config.get_text_config()
     if kind == "sliding_attention":
-        within = within.triu(1 - int(config.sliding_window))
-    elif kind == "chunked_attention":  # chunks are counted from the document's first token in the row
-        first_BT = within[:, 0].int().argmax(dim=2)
-        chunk_BT = (torch.arange(within.shape[-1], device=within.device) - first_BT) // int(config.attention_chunk_size)
+        ago_BTT = place_BT[:, :, None] - place_BT[:, None, :]
+        within = within & (ago_BTT < int(config.sliding_window))[:, None]
+    elif kind == "chunked_attention":  # chunks are counted from the first token
+        chunk_BT = place_BT // int(config.attention_chunk_size)
         within = within & (chunk_BT[:, :, None] == chunk_BT[:, None, :])[:, None]
     if config._attn_implementation == "eager":  # adds the mask to its scores
         return torch.zeros_like(within, dtype=model.dtype).masked_fill(~within, torch.finfo(model.dtype).min)
