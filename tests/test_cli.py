@@ -20,6 +20,7 @@ from predistill.errors import Stopped
 from predistill.runs import Run
 from predistill.store import Store
 from predistill.students import PRESETS
+from tests.evaluation.ours import write_tasks
 from tests.made import STEPS, Ended, files_below, recipe_content
 from tests.processes import predistill
 
@@ -85,7 +86,8 @@ def test_our_own_bug_is_not_dressed_up(call: Callable[..., Ended], monkeypatch: 
 
 def test_every_verb_has_json(call: Callable[..., Ended]) -> None:
     verbs = {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
-    assert verbs == {"quickstart", "prepare", "capture", "train", "evaluate", "generate", "report", "runs", "doctor"}
+    about_runs = {"train", "evaluate", "generate", "footprint", "report", "runs"}
+    assert verbs == {"quickstart", "prepare", "capture", "doctor"} | about_runs
     for verb in [*verbs, *(f"store {command.name}" for command in store_app.registered_commands)]:
         assert "--json" in call(*verb.split(), "--help").out, verb
 
@@ -282,6 +284,37 @@ def test_evaluate_generate_report_and_runs_in_json_and_in_words(
     (pd / "DONE").unlink()
     assert f"{pd}  {STEPS} of {STEPS} steps  not finished" in call("runs", tmp_path / "runs").out
     assert json.loads(call("runs", tmp_path / "none", "--json").out) == {"runs": []}
+
+
+def test_tasks_in_json_and_in_words_and_exit_2_for_what_cannot_be_asked(
+    call: Callable[..., Ended], lm_run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(lm_run.path, tmp_path / "lm")
+    data = write_tasks(tmp_path / "eval", "piqa", "winogrande")
+    asking = ("evaluate", tmp_path / "lm", "--tasks", "piqa, winogrande,", "--data", data, "--limit", "4")
+    ended = call(*asking, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out) == Run(tmp_path / "lm").evaluation
+    tasks = json.loads(ended.out)["tasks"]
+    ended = call(*asking)
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["piqa", "winogrande", "mean"]
+    assert re.fullmatch(r"piqa +\d+\.\d% ± \d+\.\d%  acc_norm +4 of 6 rows", lines[0])
+    assert f" {tasks['suites']['piqa,winogrande']['mean']:.1%} ± " in lines[2]
+    both = call(*asking[:3], "heldout,piqa", *asking[4:])
+    assert both.code == 0
+    assert both.out.index("in-context copying") < both.out.index("piqa ")
+    for option, told in (
+        (("--tasks", "piqua"), '--tasks: no task "piqua"; did you mean "piqa"?'),
+        (("--tasks", "boolq"), f"{data}: no file boolq.validation.jsonl (or"),
+        (("--corpus", data), "--corpus is for the held-out suite. Add heldout to --tasks."),
+        (("--baseline", tmp_path / "none"), f"{tmp_path / 'none'}: not a run"),
+    ):
+        ended = call(*asking, *option)
+        assert (ended.code, ended.out) == (2, ""), option
+        assert ended.words.startswith(told)
+        assert ended.words.endswith(".")
 
 
 def test_quickstart_in_json(

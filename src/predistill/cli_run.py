@@ -80,6 +80,9 @@ def evaluate(
     teacher: Annotated[Path | None, typer.Option(help="Teacher to compare with, over its whole vocabulary.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="Run that was asked the same tasks, to compare with.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many rows of each corpus and of each task.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the record of a model that is no run; a run has its evaluation.json.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Held-out loss, calibration, distance to the teacher, in-context copying; and tasks; --json prints all of it."""
@@ -95,9 +98,10 @@ def evaluate(
             teacher=teacher,
             baseline=baseline,
             limit=limit,
+            out=out,
             on_progress=advance,
         )
-    names = [name.strip() for name in tasks.split(",")]
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
     blocks = _heldout_blocks(record) if "heldout" in names else []
     others = ",".join(name for name in names if name != "heldout")
     show(record, as_json, "\n\n".join([*blocks, *([task_words(record["tasks"], others)] if others else [])]))

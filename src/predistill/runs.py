@@ -26,8 +26,20 @@ import yaml
 from predistill.errors import RunError
 from predistill.files import write_atomic
 
-__all__ = ["NUMBERS", "Findings", "Metrics", "Run", "command_line", "find_runs", "remove_run"]
+__all__ = [
+    "EVALUATION",
+    "NUMBERS",
+    "Findings",
+    "Metrics",
+    "Run",
+    "command_line",
+    "find_runs",
+    "read_json",
+    "remove_run",
+    "write_json",
+]
 
+EVALUATION = "evaluation.json"
 
 # What a record never lacks; JSON has no NaN, and null stands there for what is not finite.
 NUMBERS = ("loss", "lm", "grad_norm", "loss_nats", "ece")
@@ -61,7 +73,7 @@ class Run:
         if (path / "recipe.yaml").exists():
             run = cls(path)
             changes = [_changed("recipe", run.recipe, recipe)]
-            if run._json("environment.json") is not None:
+            if read_json(run.path / "environment.json") is not None:
                 changes.append(_changed("inputs", run.environment["identity"], environment["identity"]))
             for change in () if force else changes:
                 _refuse(run, change, free)
@@ -96,17 +108,17 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         """What the run was made on and with; empty before training has started."""
-        return self._json("environment.json") or {}
+        return read_json(self.path / "environment.json") or {}
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """What `evaluate` measured, or None."""
-        return self._json("evaluation.json")
+        return read_json(self.path / EVALUATION)
 
     @property
     def done(self) -> dict[str, Any] | None:
         """Time, tokens and FLOPs of a finished run; None while it goes on."""
-        return self._json("DONE")
+        return read_json(self.path / "DONE")
 
     @property
     def model_path(self) -> Path:
@@ -131,17 +143,7 @@ class Run:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one of the run's JSON files, atomically."""
-        write_atomic(self.path / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-    def _json(self, name: str) -> dict[str, Any] | None:
-        path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise RunError(f"{path}: not readable as JSON ({error}). Delete it and run the command again.") from None
-        return content
+        write_json(self.path / name, content)
 
 
 class Metrics:
@@ -187,6 +189,24 @@ class Findings:
     def close(self) -> None:
         """Close."""
         self._file.close()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file of records; None where there is no file. Raises RunError for one that is not JSON."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: not readable as JSON ({error}). Delete it and run the command again.") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: not a JSON object. Delete it and run the command again.")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of records, atomically."""
+    write_atomic(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def command_line() -> str:

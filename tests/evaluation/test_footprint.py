@@ -1,4 +1,4 @@
-"""What a model costs: its draft is counted as the definition counts it, no end token stops a turn, memory is its own."""
+"""What a model costs: its draft is counted by the definition, no end token stops a turn, memory is its own."""
 
 # B prompts  P tokens of a prompt
 from __future__ import annotations

@@ -22,7 +22,7 @@ _CHANCE = {
 }
 _NOTES = {
     "kbqa": ["WebQuestions stands in for the paper's KBQA, whose data are not published."],
-    "mmlu": ["94 of 100 prompts were longer than the context of 256 tokens and lost their beginning."],
+    "mmlu": ["The first rows of each subject make up for examples that are not there, and are not scored."],
 }
 
 
@@ -112,7 +112,7 @@ def task_result(name: str, right: Any, *, directory: str = "runs/x", rows: str =
     return {
         "version": 1.0, "shots": {"mmlu": 6, "ceval": 6, "gsm8k": 8}.get(name, 0), "n": n, "of": 10042,
         "limit": n, "headline": headline, "metrics": metrics, "correct": "".join(str(int(each)) for each in right),
-        "rows": rows, "cut": 94 if name == "mmlu" else 0,
+        "rows": rows, "cut": 94 if name == "mmlu" else 0, "context": 256,
         "files": [{"name": f"{name}.jsonl.zst", "sha256": "ab" * 32}], "notes": _NOTES.get(name, []),
         "command": f"predistill evaluate {directory} --tasks wide13 --limit {n}", "lm_eval": "0.4.13",
         "opens_with": "<|endoftext|>", "example": example,

@@ -140,8 +140,11 @@ def test_a_mean_over_nothing_right_is_not_divided_by(tmp_path: Path) -> None:
 def test_each_note_stands_once_and_names_its_task(tmp_path: Path) -> None:
     paths = [_run(tmp_path / f"lm-{seed}", name="lm", seed=seed) for seed in range(2)]
     tasks, _ = _scored(paths)
-    assert len(tasks.notes) == 2
-    assert tasks.notes[0].startswith("mmlu: 94 of 100 prompts")
+    assert len(tasks.notes) == 3
+    assert tasks.notes[0].startswith("mmlu: The first rows of each subject")
+    assert tasks.notes[2] == (
+        "Prompts that were longer than the context of 256 tokens, and lost their beginning: mmlu 94 of 100."
+    )
 
 
 def test_the_table_has_the_suites_first_and_every_task_once(tmp_path: Path) -> None:

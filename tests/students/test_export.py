@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from predistill.corpus import Corpus
 from predistill.runs import Run
 from predistill.students.build import build_student, student_config
-from predistill.students.card import model_card
+from predistill.students.card import made_here, model_card
 from predistill.students.export import export_student
 from predistill.training.checkpoint import Checkpoints
 from predistill.training.optim import adamw
@@ -95,5 +95,20 @@ def test_the_card_tells_what_the_run_s_records_tell(pd_run: Run, lm_run: Run) ->
     teacher = pd_run.environment["inputs"]["store"][0]["manifest"]["teacher"]["name"]
     assert f"distributions of {teacher}" in body
     assert "Held-out" not in model_card(pd_run.recipe, pd_run.environment, {"tasks": {}})
+    suites = {
+        "paper8": {"limit": 100, "mean": 0.314, "stderr": 0.012},
+        "piqa": {"limit": None, "mean": 0.6, "stderr": 0.01},
+    }
+    card = model_card(pd_run.recipe, pd_run.environment, {"tasks": {"suites": suites}})
+    assert "Tasks (paper8, 100 rows of each): 31.4% right on average, standard error 1.2%." in card
+    assert "Tasks (piqa): 60.0% right" in card
     assert "on the text alone" in model_card(lm_run.recipe, lm_run.environment)
     assert (lm_run.model_path / "README.md").read_text() == model_card(lm_run.recipe, lm_run.environment)
+
+
+def test_a_model_made_here_is_known_by_its_card(pd_run: Run, tmp_path: Path) -> None:
+    assert made_here(pd_run.model_path)
+    assert not made_here(tmp_path)
+    for card in ("no front matter", "---\ntags: [other]\n---\n", "---\n- predistill\n---\n", "---\n{\n---\npredistill"):
+        (tmp_path / "README.md").write_text(card)
+        assert not made_here(tmp_path)

@@ -38,7 +38,6 @@ def measure_task(
         loaded = _Rows(task, asked)
         found = evaluate(answers, {"tasks": {task.name: loaded}, "groups": {}}, bootstrap_iters=0)
     scores = _scores(found["samples"][task.name])
-    cut = len(answers.cut)
     return {
         "version": task.version,
         "shots": task.shots,
@@ -48,9 +47,10 @@ def measure_task(
         "metrics": {name: _summary(name, values) for name, values in scores.items()},
         "correct": marked(scores[task.headline]),
         "rows": asked.fingerprint,
-        "cut": cut,
+        "cut": len(answers.cut),
+        "context": answers.max_length,
         "files": asked.files,
-        "notes": [*asked.notes, *_cut_note(task.name, cut, len(asked.rows), answers.max_length)],
+        "notes": asked.notes,
         "lm_eval": lm_eval.__version__,
         "opens_with": answers.opening,
         "example": _example(found["samples"][task.name][0]),
@@ -126,13 +126,6 @@ def _summary(name: str, values: npt.NDArray[np.float64]) -> dict[str, float]:
         mean = math.exp(-mean)
         error *= mean
     return {"value": mean, "stderr": error}
-
-
-def _cut_note(task: str, cut: int, of: int, context: int) -> list[str]:
-    if not cut:
-        return []
-    found = f"{cut:,} of {of:,} prompts were longer than the context of {context:,} tokens and lost their beginning"
-    return [f"{task}: {found}."]
 
 
 def _example(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,14 +26,20 @@ def hub_rows(task: Task) -> tuple[list[Row], list[Row]]:
 
 def _loaded(task: Task, split: str) -> list[Row]:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     hub, make = task.hub, _MAKE[task.name]
     try:
         names = datasets.get_dataset_config_names(hub.path) if hub.name == "each" else [hub.name]
         found = [(name, row) for name in names for row in datasets.load_dataset(hub.path, name, split=split)]
         return [{"id": f"{task.name}-{split}-{i}", **make(row, str(name))} for i, (name, row) in enumerate(found)]
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:  # `datasets` and the Hub raise these
+    except (
+        DatasetsError, OSError, ValueError, RuntimeError,  # of loading
+        LookupError, TypeError, AttributeError,  # of a row that is made otherwise
+    ) as error:  # fmt: skip
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if isinstance(error, KeyError):
+            reason = f"no column {reason}"
         raise RunError(
             f"{task.name}: its rows cannot be had from the Hub's {hub.path} ({reason}). Give the folder of its file "
             f"with --data: it reads {task.rows.file}.jsonl."

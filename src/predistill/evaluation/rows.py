@@ -15,12 +15,13 @@ from predistill.corpus.sources import json_records
 from predistill.errors import RunError
 from predistill.evaluation.hub import hub_rows
 from predistill.evaluation.suites import Task
-from predistill.fingerprint import file_sha256
+from predistill.fingerprint import file_sha256, settings_fingerprint
 
 __all__ = ["Asked", "asked_rows"]
 
 PLACE = "_place"  # where a row stands, for messages
 PACKINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz")
+LISTS = {"texts": ("a list of texts", None), "two": ("a list of two texts", 2), "four": ("a list of four texts", 4)}
 
 Row = dict[str, Any]
 
@@ -62,17 +63,18 @@ def asked_rows(task: Task, *, data: Path | None, limit: int | None) -> Asked:
     for group, members in groups.items():
         own = examples[group][: task.shots]
         lacking = task.shots - len(own)
-        shots[group] = [*own, *members[:lacking]]
-        unscored += min(lacking, len(members))
-        del members[:lacking]
-        if len(shots[group]) < task.shots or not members:
+        if lacking >= len(members):
+            there = len(own) + len(members) - 1
             raise RunError(
-                f"{task.name}: asked with {task.shots} examples, and there are {len(shots[group])} beside a row to ask"
-                f"{'' if group is None else f' in {group}'}. Ask for fewer: --tasks {task.name}:{len(own)}."
+                f"{task.name}: asked with {task.shots} examples, and there are {there} beside a row to ask"
+                f"{'' if group is None else f' in {group}'}. Ask for fewer: --tasks {task.name}:{there}."
             )
+        shots[group] = _without_places([*own, *members[:lacking]])
+        unscored += lacking
+        del members[:lacking]
     left = list(_in_turn(groups.values()) if limit is not None else (row for rows in groups.values() for row in rows))
     return Asked(
-        rows=[{key: value for key, value in row.items() if key != PLACE} for row in left[:limit]],
+        rows=_without_places(left[:limit]),
         of=len(left),
         places=[row[PLACE] for row in left[:limit]],
         shots=shots,
@@ -89,10 +91,16 @@ def _read(task: Task, name: str, data: Path, used: list[Path]) -> list[Row]:
         if found := _out_of_form(record, task.rows.form):
             raise RunError(f"{path}{where}: {found}. Restore the file: the task {task.name} reads it.")
         known = {key: record[key] for key in task.rows.form}
-        rows.append({"id": record.get("id", len(rows)), PLACE: f"{path}{where}", **known})
+        given = record.get("id")
+        named = settings_fingerprint(known) if given is None else str(given)
+        rows.append({"id": named, PLACE: f"{path}{where}", **known})
     if not rows:
         raise RunError(f"{path}: holds no row. Restore the file: the task {task.name} reads it.")
     return rows
+
+
+def _without_places(rows: Iterable[Row]) -> list[Row]:
+    return [{key: value for key, value in row.items() if key != PLACE} for row in rows]
 
 
 def _find(task: str, name: str, data: Path) -> Path:
@@ -126,11 +134,10 @@ def _wanted(value: Any, kind: str, row: Mapping[str, Any]) -> str | None:
         if not isinstance(value, str) or not value.strip():
             return "a text"
         return None if kind == "text" or "_" in value else 'a text with "_" in the place that is asked for'
-    if kind in ("texts", "four"):
+    if kind in LISTS:
         texts = isinstance(value, list) and bool(value) and all(isinstance(v, str) and v.strip() for v in value)
-        if not texts or (kind == "four" and len(value) != 4):
-            return "a list of four texts" if kind == "four" else "a list of texts"
-        return None
+        wanted, size = LISTS[kind]
+        return None if texts and size in (None, len(value)) else wanted
     choices = 2 if kind == "truth" else len(row["choices"])
     whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < choices
     return None if whole else f"a number from 0 to {choices - 1}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["comparable", "headline_scores", "marked"]
+__all__ = ["comparable", "cut_words", "headline_scores", "marked"]
 
 ALIKE = ("rows", "version", "shots", "headline")
 
@@ -26,3 +26,9 @@ def headline_scores(result: Mapping[str, Any]) -> npt.NDArray[np.float64]:
 def comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     """Whether two records are of the same rows, asked in the same words."""
     return all(ours[key] == theirs[key] for key in ALIKE)
+
+
+def cut_words(cut: Mapping[str, tuple[int, int]], context: int) -> str:
+    """A sentence on prompts that did not fit: of each task how many, of how many."""
+    counts = ", ".join(f"{name} {some:,} of {all_:,}" for name, (some, all_) in cut.items())
+    return f"Prompts that were longer than the context of {context:,} tokens, and lost their beginning: {counts}."

@@ -21,9 +21,9 @@ __all__ = ["SUITES", "Hub", "Rows", "Task", "chosen_tasks", "task_names"]
 PAPER8 = ("hellaswag", "winogrande", "piqa", "mmlu", "kbqa", "c3", "ceval", "gsm8k")
 SUITES = {"paper8": PAPER8, "wide13": (*PAPER8, "arc_easy", "boolq", "openbookqa", "lambada", "blimp")}
 
-# What a field of a row may hold: a text (blank: with "_" in it), a list of texts (four of them), which of `choices` is
-# right, 0 or 1.
-Kind = Literal["text", "blank", "texts", "four", "choice", "truth"]
+# What a field of a row may hold: a text (blank: with "_" in it), a list of texts (two or four of them), which of
+# `choices` is right, 0 or 1.
+Kind = Literal["text", "blank", "texts", "two", "four", "choice", "truth"]
 _KNOWN = ConfigDict(extra="forbid")
 
 
@@ -127,7 +127,7 @@ def _read(name: str) -> Task:
 
 
 def _count(word: str, shots: str) -> int:
-    if not shots.isdigit():
+    if not shots.isdecimal():
         raise RecipeError(f'--tasks "{word}": after the colon stands how many examples to give, such as mmlu:5.')
     return int(shots)
 

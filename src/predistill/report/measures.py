@@ -103,6 +103,8 @@ class TaskResult:
     stderr: float | None
     correct: str | None
     rows: str | None
+    cut: int
+    context: int | None
     notes: tuple[str, ...]
     command: str | None
     example: Example | None
@@ -224,6 +226,8 @@ def _task(found: Reader) -> TaskResult:
         stderr=stderr,
         correct=found.get("correct", _right_and_wrong),
         rows=found.get("rows", str),
+        cut=found.get("cut", int) or 0,
+        context=found.get("context", int),
         notes=found.get("notes", _names) or (),
         command=found.get("command", str),
         example=_example(found.inner("example")) if found.get("example", dict) else None,

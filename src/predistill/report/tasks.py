@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from predistill.evaluation.paired import Change, Paired, paired, relative_change, standard_error
+from predistill.evaluation.scores import cut_words
 from predistill.report.gains import Gain
 from predistill.report.measures import TaskResult
 from predistill.report.records import Record
@@ -96,7 +97,7 @@ def task_scores(groups: Sequence[Group], found: Sequence[Gain]) -> Tasks | None:
         first=first,
         scores=scores,
         means=means,
-        notes=tuple(dict.fromkeys([*_notes(records), *left_out])),
+        notes=tuple(dict.fromkeys([*_notes(records), *_cut(records), *left_out])),
     )
 
 
@@ -168,6 +169,16 @@ def _notes(records: Iterable[Record]) -> list[str]:
         for name, result in record.measures.tasks.items()
         for note in result.notes
     ]
+
+
+def _cut(records: Sequence[Record]) -> list[str]:
+    """A sentence a context, on the prompts that did not fit into it; the tasks of the last run that has it."""
+    contexts: dict[int, dict[str, tuple[int, int]]] = {}
+    for record in records:
+        for name, result in record.measures.tasks.items():
+            if result.cut and result.context is not None:
+                contexts.setdefault(result.context, {})[name] = (result.cut, result.n)
+    return [cut_words(cut, context) for context, cut in contexts.items()]
 
 
 def _in_order(names: Iterable[str], suites: dict[str, tuple[str, ...]]) -> list[str]:

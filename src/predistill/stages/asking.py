@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from predistill.errors import RecipeError, RunError
 from predistill.evaluation.paired import relative_change
 from predistill.evaluation.rows import Asked, asked_rows
-from predistill.evaluation.scores import comparable, headline_scores
+from predistill.evaluation.scores import comparable, cut_words, headline_scores
 from predistill.evaluation.suites import Task, chosen_tasks
 from predistill.fingerprint import file_sha256
 from predistill.runs import Run, command_line
@@ -75,6 +75,8 @@ class Asking:
                 section["results"][task.name] = {
                     **result, "limit": self.limit, "weights_sha256": sha256, "command": command_line()
                 }  # fmt: skip
+                suites = section["suites"].items()  # a mean of what was measured before is not of what is known now
+                section["suites"] = {words: suite for words, suite in suites if task.name not in suite["tasks"]}
                 keep(section)
             done += len(asked.rows)
             if on_progress is not None:
@@ -141,7 +143,9 @@ def task_words(section: Mapping[str, Any], words: str) -> str:
             else "no relative change, since it may be 0"
         )
         lines.append(against)
-    notes = dict.fromkeys(note for result in results.values() for note in result["notes"])
+    notes = list(dict.fromkeys(note for result in results.values() for note in result["notes"]))
+    if cut := {name: (result["cut"], result["n"]) for name, result in results.items() if result["cut"]}:
+        notes.append(cut_words(cut, results[next(iter(cut))]["context"]))
     return "\n".join([*(line.rstrip() for line in lines), *notes])
 
 
@@ -160,7 +164,7 @@ def _same(
         return False
     wanted = {
         "version": task.version, "shots": task.shots, "rows": asked.fingerprint, "files": asked.files,
-        "weights_sha256": sha256, "opens_with": opening, "lm_eval": lm_eval.__version__,
+        "weights_sha256": sha256, "opens_with": opening, "lm_eval": lm_eval.__version__, "notes": asked.notes,
     }  # fmt: skip
     return all(result.get(key) == value for key, value in wanted.items())
 

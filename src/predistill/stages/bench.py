@@ -119,7 +119,7 @@ class Bench:
 
 
 def _tokenizer(model: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a model directory or a .gguf file; None where there is none that loads."""
+    """The tokenizer of a model; None where there is none that loads."""
     try:
         return load_tokenizer(model)
     except RunError:

@@ -14,7 +14,7 @@ from predistill.errors import RecipeError, RunError
 from predistill.evaluation.copying import measure_copying
 from predistill.evaluation.heldout import measure_heldout
 from predistill.files import write_atomic
-from predistill.runs import Run, command_line
+from predistill.runs import EVALUATION, Run, command_line, read_json, write_json
 from predistill.stages.asking import Asking
 from predistill.stages.generate import continue_text, exported_model
 from predistill.stages.inputs import pick_device
@@ -41,10 +41,11 @@ def evaluate(
     teacher: str | Path | None = None,
     baseline: str | Path | None = None,
     limit: int | None = None,
+    out: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Measure a finished run, a model directory or a .gguf file; a run's record is written to its evaluation.json,
-    where what is not measured now is kept.
+    """Measure a finished run, a model directory or a .gguf file. The record is written to the run's evaluation.json, of
+    a model that is no run to `out` (None: nowhere); what is not measured now is kept there.
 
     `tasks` names, with commas between them: "heldout", suites and tasks. For the held-out suite `corpus` (default: all
     of the run's) gives the rows, and `teacher` the model to compare with; for tasks `data` is the folder of their files
@@ -54,10 +55,11 @@ def evaluate(
     if limit is not None and limit < 1:
         raise RecipeError(f"--limit {limit}: give at least 1 row.")
     path = Path(run_or_model)
-    names = [name.strip() for name in tasks.split(",")]
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
     others = ",".join(name for name in names if name != HELDOUT)
     _check_used(others, data=data, corpus=corpus, teacher=teacher, baseline=baseline, heldout=HELDOUT in names)
     run = Run(path) if (path / "recipe.yaml").exists() else None
+    file = _record_file(run, None if out is None else Path(out))
     corpora, unmeasured = _corpora(path, run, corpus) if HELDOUT in names else ({}, [])
     asking = None
     if others or not corpora:
@@ -69,12 +71,13 @@ def evaluate(
         )
     model_path = exported_model(path)
     model = load_model(model_path, device=pick_device()).eval()
-    record = {} if run is None else run.evaluation or {}
+    record: dict[str, Any] = {} if file is None else read_json(file) or {}
 
     def keep(**sections: Any) -> None:
         record.update(sections)
+        if file is not None:
+            write_json(file, record)
         if run is not None:
-            run.write_json("evaluation.json", record)
             write_atomic(run.model_path / "README.md", model_card(run.recipe, run.environment, record).encode())
 
     if corpora:
@@ -100,6 +103,17 @@ def evaluate(
         )
         keep(tasks=section)
     return record
+
+
+def _record_file(run: Run | None, out: Path | None) -> Path | None:
+    """Where the record goes. Raises RunError for a place that cannot hold it."""
+    if run is not None:
+        if out is not None:
+            raise RecipeError(f"--out {out}: is for a model that is no run; a run's record is its evaluation.json.")
+        return run.path / EVALUATION
+    if out is not None and not out.parent.is_dir():
+        raise RunError(f"{out.parent}: no such directory. Make it, or name another --out.")
+    return out
 
 
 def _check_used(tasks: str, *, heldout: bool, **given: str | Path | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,8 +11,7 @@ from typing import Any
 
 from predistill.corpus import Corpus
 from predistill.errors import RecipeError, RunError, did_you_mean
-from predistill.files import write_atomic
-from predistill.runs import Run, command_line
+from predistill.runs import Run, command_line, write_json
 from predistill.stages.apart import Apart
 from predistill.stages.bench import Bench
 from predistill.stages.generate import exported_model
@@ -153,7 +151,7 @@ def footprint(
         "teacher": None if taught is None else subjects[taught].name,
         "models": results,
     }
-    write_atomic(out, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(out, record)
     return record
 
 

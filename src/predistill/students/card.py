@@ -39,6 +39,12 @@ def model_card(
             f"calibration error {heldout['ece']:.4f} over {heldout['tokens']:,} tokens."
         )
         lines += [measured, ""]
+    for words, suite in ((evaluation or {}).get("tasks") or {}).get("suites", {}).items():
+        rows = "" if suite["limit"] is None else f", {suite['limit']:,} rows of each"
+        lines += [
+            f"Tasks ({words}{rows}): {suite['mean']:.1%} right on average, standard error {suite['stderr']:.1%}.",
+            "",
+        ]
     lines += ["```yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).strip(), "```", ""]
     return "\n".join(lines)
 
